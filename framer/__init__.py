@@ -1,0 +1,1 @@
+"""FRAMER: frequency-aligned self-distillation for diffusion models."""

@@ -1,0 +1,104 @@
+"""Settings of the FRAMER loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from pydantic import Field, model_validator
+
+from framer.config.base import ConfigSection
+from framer_kernels.types import Backend, BandKind, FawMode, Representation
+
+_RELEASED: Final[Mapping[str, object]] = {
+    "weight": 0.1,
+    "bands": "quantile",
+    "representation": "magnitude",
+    "reduce": "mean",
+    "shared_negatives": True,
+}
+# The paper's values are the fields' own defaults.
+_PRESETS: Final[Mapping[str, Mapping[str, object]]] = {"paper": {}, "released": _RELEASED}
+
+
+class FramerConfig(ConfigSection):
+    """What the FRAMER loss compares, how it weighs it, and how it draws its negatives.
+
+    The preset supplies every field that is not given, and a given field always wins; the object that results
+    holds concrete values only, so ``FramerConfig(**config.model_dump())`` equals ``config``.
+
+    | preset     | bands         | representation | temperature | reduce | weight | shared negatives |
+    |------------|---------------|----------------|-------------|--------|--------|------------------|
+    | `paper`    | radial 0.25   | complex        | 1           | sum    | 1.0    | no               |
+    | `released` | quantile 0.2  | magnitude      | 1           | mean   | 0.1    | yes              |
+
+    Source: Choi et al., FRAMER, arXiv 2512.01390; ``released`` follows the authors' script where it differs.
+    """
+
+    enabled: bool = True
+    """Whether training adds the FRAMER loss at all."""
+
+    preset: Literal["paper", "released"] = "paper"
+    """Where the values of the fields not given come from."""
+
+    feature_space: Literal["hidden", "x0", "velocity"] = "hidden"
+    """What a feature map is: `hidden`, a block's output tokens; `velocity`, these tokens through the model's
+    own output head; `x0`, the clean latent that this velocity implies."""
+
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Factor of the reduced loss beside the noise loss; 0 or more."""
+
+    bands: BandKind = "radial"
+    """How frequencies are split: `radial`, low within a circle about zero frequency; `quantile`, low where
+    the teacher's amplitude is below a quantile. The latter is kept for parity with the released script: on
+    photographs these bins are the highest frequencies, so its bands are inverted."""
+
+    cutoff: float = Field(default=0.25, ge=0.0, lt=math.sqrt(2.0), allow_inf_nan=False)
+    """Radius of the low band where `bands` is `radial`, from 0, the mean alone, to below sqrt(2), the corner
+    of the spectrum; 1.0 is Nyquist along an axis."""
+
+    quantile: float = Field(default=0.2, gt=0.0, lt=1.0, allow_inf_nan=False)
+    """Fraction of the bins that are low where `bands` is `quantile`; between 0 and 1."""
+
+    representation: Representation = "complex"
+    """What the cosine similarity compares: the complex spectrum, or its magnitude without phase."""
+
+    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """Temperature of the contrastive losses; above 0."""
+
+    reduce: Literal["sum", "mean"] = "sum"
+    """How the layers' losses become one."""
+
+    shared_negatives: bool = False
+    """Whether the random-layer features of the other images are negatives of the high band too."""
+
+    faw: FawMode | None = "relative_student"
+    """Frequency-based adaptive weight: what the difference of the student's and the teacher's band energy is
+    measured against; null turns the weight off."""
+
+    fam: bool = True
+    """Whether frequency-based alignment modulation scales each band by the student's similarity to the
+    teacher."""
+
+    negatives: Literal["cycle", "independent"] = "cycle"
+    """How each layer's random-layer negative is drawn: `cycle`, its successor in one random cyclic order of
+    all layers; `independent`, any other layer. Uniform over the other layers either way."""
+
+    in_batch_negatives_across_ranks: bool = True
+    """Whether the other images in the high band's loss are those of every rank, or of the own rank alone."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the random-layer negatives, the same on every rank; 0 or more."""
+
+    backend: Backend = "auto"
+    """Implementation of the loss: `auto`, the fastest that the machine has; `reference`, plain torch."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: object) -> object:
+        """Adds the preset's values for the fields that are not given."""
+        if not isinstance(data, Mapping):
+            return data
+        preset = data.get("preset", "paper")
+        return {**_PRESETS.get(preset, {}), **data} if isinstance(preset, str) else data

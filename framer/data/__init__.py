@@ -1,0 +1,1 @@
+"""Photographs, degradations and the training samples made of them."""

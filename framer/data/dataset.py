@@ -1,0 +1,273 @@
+"""Training samples as an endless seeded stream, and the fixed samples of held-out photographs."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from framer.data.degradations import degradation_preset
+from framer.data.images import ImageError, read_image
+from framer.data.samples import Crop, Sample, make_sample
+from framer.errors import UserError
+from framer.extras import require
+
+__all__ = ["DEFAULT_MARGIN", "RealISRDataset", "Sample", "heldout_pairs"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MARGIN = 32
+"""HR pixels around a crop that are degraded with it and then cut off."""
+
+# First element of the seed of each kind of draw, so that no two kinds share a random stream.
+_ORDER, _SAMPLE, _HELDOUT = 0, 1, 2
+
+
+class RealISRDataset(Dataset[Sample]):
+    """An endless stream of (HR, LR) crops out of photographs.
+
+    Sample ``i`` belongs to epoch ``i // len(photographs)``, which visits every photograph once in an order
+    drawn from (seed, epoch); its crop, flip and degradation are drawn from (seed, i) alone. So any sample can
+    be made again by anyone: ``dataset[i]`` is the same on every rank, in every worker, after every resume.
+
+    Args:
+        paths: The photographs; each is decoded once here, to find broken files before training does.
+        crop_size: Height and width of the HR crop in pixels; a multiple of `scale`.
+        scale: Factor between HR and LR.
+        degradation: Name of a preset.
+        margin: HR pixels around the crop that are degraded with it, where the photograph has them, and then
+            cut off: a filter invents what lies beyond its input's border, and without the margin the model
+            would learn these inventions on crops while it meets them only at the very edge of a photograph.
+        seed: Seed of every draw; not negative.
+        horizontal_flip: Whether a sample is mirrored, before it is degraded, with probability one half.
+        on_broken: What to do with files that cannot be decoded or are smaller than the crop: `"error"`
+            refuses them, naming each; `"skip"` logs each by name as a warning and leaves it out.
+        cache_bytes: How many bytes of decoded photographs to keep in memory; the others are read from their
+            files for each sample.
+
+    Raises:
+        UserError: There is no photograph, or there are broken ones (with `"skip"`: only broken ones); or
+            `degradation` is no preset; or `crop_size` is no multiple of `scale`.
+        ValueError: Another argument is out of range.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        crop_size: int,
+        scale: int = 4,
+        degradation: str = "light",
+        margin: int = DEFAULT_MARGIN,
+        seed: int = 0,
+        horizontal_flip: bool = True,
+        on_broken: Literal["skip", "error"] = "error",
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        _check_arguments(crop_size, scale, margin, seed)
+        if on_broken not in ("skip", "error"):
+            raise ValueError(f"on_broken must be 'skip' or 'error', got {on_broken!r}")
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must not be negative, got {cache_bytes}")
+        self.crop_size = crop_size
+        self.scale = scale
+        self.degradation = degradation_preset(degradation)
+        self.margin = margin
+        self.seed = seed
+        self.horizontal_flip = horizontal_flip
+        self.cache_bytes = cache_bytes
+        self._cache: dict[Path, npt.NDArray[np.uint8]] = {}
+        self._cached_bytes = 0
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+        self.paths: list[Path] = self._usable([Path(path) for path in paths], on_broken)
+        _use_one_thread()
+
+    def _usable(self, paths: list[Path], on_broken: Literal["skip", "error"]) -> list[Path]:
+        if not paths:
+            raise UserError("no photographs to train on: the list of files is empty")
+        usable: list[Path] = []
+        problems: list[str] = []
+        for path in paths:
+            try:
+                _check_size(self._read(path), self.crop_size, path)
+            except ImageError as error:
+                problems.append(str(error))
+            else:
+                usable.append(path)
+        if problems and (on_broken == "error" or not usable):
+            listing = "\n  ".join(problems)
+            raise UserError(f"{len(problems)} of {len(paths)} photographs cannot be used:\n  {listing}")
+        for problem in problems:
+            logger.warning("skipped photograph %s", problem)
+        return usable
+
+    def _read(self, path: Path) -> npt.NDArray[np.uint8]:
+        image = self._cache.get(path)
+        if image is None:
+            image = read_image(path)
+            if self._cached_bytes + image.nbytes <= self.cache_bytes:
+                self._cache[path] = image
+                self._cached_bytes += image.nbytes
+        return image
+
+    def __len__(self) -> int:
+        """Number of usable photographs, which is the length of an epoch; indices beyond it are valid."""
+        return len(self.paths)
+
+    def photograph_of(self, index: int) -> Path:
+        """The photograph that sample `index` is cut from."""
+        epoch, place = divmod(index, len(self.paths))
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng((_ORDER, self.seed, epoch))
+            self._order = (epoch, rng.permutation(len(self.paths)))
+        return self.paths[int(self._order[1][place])]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Makes sample `index`, any integer from 0 on."""
+        index = operator.index(index)
+        if index < 0:
+            raise IndexError(f"sample indices start at 0, got {index}")
+        path = self.photograph_of(index)
+        image = self._read(path)
+        rng = np.random.default_rng((_SAMPLE, self.seed, index))
+        crop = Crop(
+            top=int(rng.integers(image.shape[0] - self.crop_size + 1)),
+            left=int(rng.integers(image.shape[1] - self.crop_size + 1)),
+            size=self.crop_size,
+            flip=self.horizontal_flip and bool(rng.random() < 0.5),
+        )
+        return make_sample(
+            image,
+            crop,
+            self.degradation,
+            rng,
+            scale=self.scale,
+            margin=self.margin,
+            index=index,
+            name=path.stem,
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        # A worker that is started afresh fills its own cache as it goes, instead of receiving a gigabyte.
+        return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        _use_one_thread()
+
+
+def heldout_pairs(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    crop_size: int,
+    scale: int = 4,
+    degradation: str = "light",
+    seed: int = 0,
+    crops_per_photo: int = 1,
+) -> list[Sample]:
+    """Makes the fixed evaluation samples of held-out photographs.
+
+    The crops are the centre of each photograph, or spread evenly over it without overlap; none is mirrored.
+    The degradation is drawn from (seed, file name, crop), so that a photograph's sample does not depend on
+    which others are evaluated with it.
+
+    Args:
+        paths: The photographs.
+        crop_size: Height and width of the HR crops in pixels; a multiple of `scale`.
+        scale: Factor between HR and LR.
+        degradation: Name of a preset.
+        seed: Seed of every draw; not negative.
+        crops_per_photo: Crops of each photograph.
+
+    Returns:
+        The samples, in the order of `paths`, `crops_per_photo` of each.
+
+    Raises:
+        UserError: There is no photograph, one cannot be decoded or is too small for its crops, `degradation`
+            is no preset, or `crop_size` is no multiple of `scale`.
+        ValueError: Another argument is out of range.
+    """
+    _check_arguments(crop_size, scale, DEFAULT_MARGIN, seed)
+    if crops_per_photo < 1:
+        raise ValueError(f"crops_per_photo must be at least 1, got {crops_per_photo}")
+    if not paths:
+        raise UserError("no held-out photographs: the list of files is empty")
+    preset = degradation_preset(degradation)
+    _use_one_thread()
+    samples: list[Sample] = []
+    for path in map(Path, paths):
+        image = read_image(path)
+        _check_size(image, crop_size, path)
+        for number, crop in enumerate(_spread_crops(image, crop_size, crops_per_photo, path)):
+            sample = make_sample(
+                image,
+                crop,
+                preset,
+                np.random.default_rng((_HELDOUT, seed, zlib.crc32(path.stem.encode()), number)),
+                scale=scale,
+                margin=DEFAULT_MARGIN,
+                index=len(samples),
+                name=path.stem if crops_per_photo == 1 else f"{path.stem}_{number}",
+            )
+            samples.append(sample)
+    return samples
+
+
+def _spread_crops(image: npt.NDArray[np.uint8], crop_size: int, count: int, path: Path) -> list[Crop]:
+    """Cuts `count` crops without overlap, spread evenly over the image."""
+    height, width = image.shape[:2]
+    most_rows, most_columns = height // crop_size, width // crop_size
+    # Of the grids with room for all crops, the one with the fewest spare cells, then with the squarest cells.
+    grids = [
+        (rows * columns - count, abs(height / rows - width / columns), rows, columns)
+        for rows in range(1, most_rows + 1)
+        for columns in range(1, most_columns + 1)
+        if rows * columns >= count
+    ]
+    if not grids:
+        raise UserError(
+            f"{path}: {width}x{height} pixels have room for {most_rows * most_columns} crops of "
+            f"{crop_size}x{crop_size} pixels without overlap, not for {count}"
+        )
+    _, _, rows, columns = min(grids)
+    cells = [(row, column) for row in range(rows) for column in range(columns)]
+    return [
+        Crop(
+            top=int((row + 0.5) * height / rows - crop_size / 2),
+            left=int((column + 0.5) * width / columns - crop_size / 2),
+            size=crop_size,
+        )
+        for row, column in (cells[i * len(cells) // count] for i in range(count))
+    ]
+
+
+def _check_arguments(crop_size: int, scale: int, margin: int, seed: int) -> None:
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1, got {scale}")
+    if crop_size < scale or crop_size % scale:
+        raise UserError(f"crop_size must be a multiple of scale={scale}, got {crop_size}")
+    if margin < 0:
+        raise ValueError(f"margin must not be negative, got {margin}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+
+
+def _check_size(image: npt.NDArray[np.uint8], crop_size: int, path: Path) -> None:
+    height, width = image.shape[:2]
+    if height < crop_size or width < crop_size:
+        raise ImageError(
+            f"{path}: {width}x{height} pixels are too few for crops of {crop_size}x{crop_size} pixels"
+        )
+
+
+def _use_one_thread() -> None:
+    # Each rank and each worker is a process of its own, and OpenCV's thread pool does not survive a fork.
+    require("cv2", extra="train").setNumThreads(1)

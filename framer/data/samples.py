@@ -1,0 +1,105 @@
+"""One sample out of one photograph: the degraded region, cut to the crop, as tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from framer.data.degradations import DegradationPreset, degrade
+from framer.data.images import resize_bicubic
+
+
+class Sample(TypedDict):
+    """One training or evaluation sample; batched, each tensor gains a leading batch axis.
+
+    Attributes:
+        hr: ``float32 [3, crop, crop]`` in ``[-1, 1]``, the target.
+        lr: ``float32 [3, crop / scale, crop / scale]`` in ``[-1, 1]``, 8-bit levels.
+        lr_upsampled: ``float32 [3, crop, crop]`` in ``[-1, 1]``, `resize_bicubic` of `lr`, clamped.
+        index: The sample's place in the stream; of held-out samples, its place in the list.
+        name: The photograph's file name without suffix; of several held-out crops of one, with ``_<crop>``.
+    """
+
+    hr: Tensor
+    lr: Tensor
+    lr_upsampled: Tensor
+    index: int
+    name: str
+
+
+class Crop(NamedTuple):
+    """Where a square crop is cut from a photograph, in pixels.
+
+    Attributes:
+        top: First row.
+        left: First column.
+        size: Height and width.
+        flip: Whether the crop is mirrored left to right.
+    """
+
+    top: int
+    left: int
+    size: int
+    flip: bool = False
+
+
+def make_sample(
+    image: npt.NDArray[np.uint8],
+    crop: Crop,
+    preset: DegradationPreset,
+    rng: np.random.Generator,
+    *,
+    scale: int,
+    margin: int,
+    index: int,
+    name: str,
+) -> Sample:
+    """Degrades a crop together with its surroundings and cuts these off.
+
+    Args:
+        image: The photograph, ``uint8 [H, W, 3]``.
+        crop: The crop; it lies inside the photograph and its size is a multiple of `scale`.
+        preset: The degradation.
+        rng: Source of the degradation's draws.
+        scale: Factor between HR and LR.
+        margin: HR pixels to degrade around the crop, where the photograph has them.
+        index: The sample's `index`.
+        name: The sample's `name`.
+
+    Returns:
+        The sample.
+    """
+    top, bottom, above = _with_margin(crop.top, crop.size, image.shape[0], margin, scale)
+    left, right, before = _with_margin(crop.left, crop.size, image.shape[1], margin, scale)
+    region = image[top:bottom, left:right]
+    if crop.flip:
+        # Mirrored before it is degraded: JPEG and the kernels are not symmetric.
+        region = region[:, ::-1]
+        before = (right - left) - crop.size - before
+    degraded = degrade(region.astype(np.float32) / np.float32(255.0), preset, rng, scale=scale)
+    hr = degraded.hr[above:, before:][: crop.size, : crop.size]
+    lr_size = crop.size // scale
+    lr = degraded.lr[above // scale :, before // scale :][:lr_size, :lr_size]
+    upsampled = np.clip(resize_bicubic(lr, (crop.size, crop.size)), 0.0, 1.0)
+    return Sample(
+        hr=_to_tensor(hr), lr=_to_tensor(lr), lr_upsampled=_to_tensor(upsampled), index=index, name=name
+    )
+
+
+def _with_margin(start: int, size: int, length: int, margin: int, scale: int) -> tuple[int, int, int]:
+    """Start and end of a crop with its margins along one axis, and the crop's offset in between.
+
+    The margins are multiples of the scale, so that the crop covers whole pixels of the region's LR.
+    """
+    before = min(margin, start) // scale * scale
+    after = min(margin, length - start - size) // scale * scale
+    return start - before, start + size + after, before
+
+
+def _to_tensor(image: npt.NDArray[np.float32]) -> Tensor:
+    """``[H, W, 3]`` in ``[0, 1]`` to ``[3, H, W]`` in ``[-1, 1]``."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).mul_(2.0).sub_(1.0)

@@ -1,0 +1,261 @@
+"""FRAMER on a model: captured features, random-layer negatives, the loss and its reduction.
+
+framer = Framer(model, FramerConfig(preset="paper", weight=0.1))
+with framer.capture():
+    prediction = model(**inputs)
+out = framer.loss()
+loss = noise_loss + out.total
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from framer.config.distillation import FramerConfig
+from framer.errors import ConfigError
+from framer.features import (
+    BlockTap,
+    Capture,
+    CaptureError,
+    FeatureError,
+    UnsupportedModelError,
+    adapter_for,
+    feature_maps,
+)
+from framer.negatives import draw_negatives
+from framer_kernels import BandSplit, FramerLoss, framer_loss
+
+
+class Features(NamedTuple):
+    """The feature maps of one forward pass, in the configured feature space.
+
+    Attributes:
+        students: The maps ``[B, C, H, W]`` of all blocks but the last.
+        teacher: The last block's map, detached.
+        layer_names: The students' names within the model.
+        teacher_name: The last block's name within the model.
+    """
+
+    students: list[Tensor]
+    teacher: Tensor
+    layer_names: tuple[str, ...]
+    teacher_name: str
+
+
+class FramerOutput(NamedTuple):
+    """The FRAMER loss of one forward pass of N students and B samples.
+
+    Attributes:
+        total: Scalar to add to the noise loss: the layers' losses, reduced and weighted.
+        layers: The unreduced loss ``[N]`` and the diagnostics ``[N, B]``, as ``framer_kernels`` gives them.
+        negatives: For each student the index of the student that served as its random-layer negative.
+        layer_names: The students' names within the model.
+        teacher_name: The last block's name within the model.
+    """
+
+    total: Tensor
+    layers: FramerLoss
+    negatives: tuple[int, ...]
+    layer_names: tuple[str, ...]
+    teacher_name: str
+
+    def first_non_finite_layer(self) -> str | None:
+        """Names the first block, in forward order, whose feature is not finite on this rank.
+
+        It waits for the device: call it when the loss has been found not to be finite, not every step.
+
+        Returns:
+            The block's name, the teacher's included; None if the features of this rank are finite.
+        """
+        layers = self.layers
+        finite = torch.isfinite(layers.energy_lf + layers.energy_hf).all(dim=1).tolist()
+        for name, is_finite in zip(self.layer_names, finite, strict=True):
+            if not is_finite:
+                return name
+        # With all students finite, a low-band loss that is not finite is the teacher's doing. The high band
+        # does not tell, because it holds the samples of other ranks.
+        return None if bool(torch.isfinite(layers.intra).all()) else self.teacher_name
+
+
+class Framer:
+    """Adds the FRAMER loss to the training of a diffusers model.
+
+    Every block but the last is a student, the last one is the teacher. A forward pass inside ``capture``
+    is recorded, and ``loss`` spends the record: one ``capture`` and one ``loss`` for each forward pass,
+    also in gradient accumulation. Outside of ``capture`` the model carries nothing of it.
+
+    Args:
+        model: A diffusers model that has an adapter (see ``framer.features``), alone or within DeepSpeed's
+            engine, ``DistributedDataParallel`` or ``torch.compile``.
+        config: What to compute; by default the paper's loss.
+        group: Processes whose samples are the other images in the high band's loss; by default all of
+            them where ``torch.distributed`` is initialised. Without effect where the config's
+            ``in_batch_negatives_across_ranks`` is off.
+
+    Raises:
+        UnsupportedModelError: The model has no adapter, or fewer than 3 blocks.
+        ConfigError: The config has ``enabled=False``.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: FramerConfig | None = None, *, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.config = FramerConfig() if config is None else config
+        if not self.config.enabled:
+            raise ConfigError("framer.enabled is false: train without a Framer, or set it to true.")
+        self._adapter = adapter_for(model)
+        names = self._adapter.block_names
+        if len(names) < 3:
+            raise UnsupportedModelError(
+                f"the model has {len(names)} blocks; FRAMER needs 3 or more, 2 students and the teacher."
+            )
+        self.layer_names, self.teacher_name = names[:-1], names[-1]
+        self._group = group
+        self._tap = BlockTap(self._adapter)
+        self._draws = 0
+        self._detached = False
+
+    def capture(self) -> AbstractContextManager[None]:
+        """Records the features of the one forward pass of the model that runs inside.
+
+        Raises:
+            CaptureError: Gradients are disabled, or what ran inside was not one pass through all blocks.
+            FeatureError: A block's tokens do not fill the token grid of the model's input.
+        """
+        if self._detached:
+            raise CaptureError("this Framer was detached; make a new one to capture again.")
+        return self._tap.record()
+
+    def features(
+        self,
+        *,
+        sample: Tensor | None = None,
+        sigmas: Tensor | None = None,
+        conditioning: Tensor | None = None,
+    ) -> Features:
+        """The captured maps in the configured feature space, for analysis; they stay captured.
+
+        Args:
+            sample: The noisy latent ``[B, C, H, W]``; needed by feature space ``x0`` alone.
+            sigmas: Noise levels ``[B]`` in 0..1; needed by feature space ``x0`` alone.
+            conditioning: Conditioning vector ``[B, E]`` for the head; by default the one the blocks saw.
+
+        Raises:
+            CaptureError: Nothing is captured.
+            FeatureError: A tensor that the feature space needs is missing or has another shape.
+        """
+        students, teacher = feature_maps(
+            self._captured(),
+            self._adapter,
+            self.config.feature_space,
+            sample=sample,
+            sigmas=sigmas,
+            conditioning=conditioning,
+        )
+        return Features(students, teacher, self.layer_names, self.teacher_name)
+
+    def loss(
+        self,
+        *,
+        sample: Tensor | None = None,
+        sigmas: Tensor | None = None,
+        conditioning: Tensor | None = None,
+    ) -> FramerOutput:
+        """The FRAMER loss of the captured features, which it drops.
+
+        Args:
+            sample: The noisy latent ``[B, C, H, W]``; needed by feature space ``x0`` alone.
+            sigmas: Noise levels ``[B]`` in 0..1; needed by feature space ``x0`` alone.
+            conditioning: Conditioning vector ``[B, E]`` for the head; by default the one the blocks saw.
+
+        Raises:
+            CaptureError: Nothing is captured, or nothing that trains has a part in the students' features.
+            FeatureError: A tensor that the feature space needs is missing or has another shape, or the
+                features do not suit the config.
+        """
+        config = self.config
+        features = self.features(sample=sample, sigmas=sigmas, conditioning=conditioning)
+        self._check_gradient(features.students)
+        negatives = draw_negatives(len(features.students), config.negatives, config.seed, self._draws)
+        try:
+            layers = framer_loss(
+                features.students,
+                features.teacher,
+                negatives=negatives,
+                bands=_band_split(config),
+                representation=config.representation,
+                temperature=config.temperature,
+                shared_negatives=config.shared_negatives,
+                faw=config.faw,
+                fam=config.fam,
+                group=self._negatives_group(),
+                backend=config.backend,
+            )
+        except ValueError as error:
+            # What only the features' size can tell, such as a cutoff that leaves a small map no high band.
+            raise FeatureError(f"FRAMER loss: {error}") from error
+        reduced = layers.loss.sum() if config.reduce == "sum" else layers.loss.mean()
+        self._draws += 1
+        self._tap.clear()
+        return FramerOutput(
+            config.weight * reduced, layers, tuple(negatives), self.layer_names, self.teacher_name
+        )
+
+    def detach(self) -> None:
+        """Drops what is captured and refuses further captures; the model itself carries nothing of it."""
+        self._tap.clear()
+        self._detached = True
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of draws so far, from which a resumed run goes on with the same negatives."""
+        return {"draws": self._draws}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Restores what ``state_dict`` gave.
+
+        Raises:
+            ValueError: The state is not one of a Framer.
+        """
+        draws = state.get("draws")
+        if set(state) != {"draws"} or type(draws) is not int or draws < 0:
+            raise ValueError(f"expected the state of a Framer, {{'draws': 0 or more}}, got {dict(state)!r}")
+        self._draws = draws
+
+    def _captured(self) -> Capture:
+        capture = self._tap.capture
+        if capture is None:
+            raise CaptureError(
+                "no features are captured: run the model inside 'with framer.capture():' and leave it before "
+                "each call of loss(), which drops them."
+            )
+        return capture
+
+    def _check_gradient(self, students: list[Tensor]) -> None:
+        if any(student.requires_grad for student in students):
+            return
+        if any(parameter.requires_grad for parameter in self._adapter.model.parameters()):
+            raise CaptureError(
+                "none of the parameters that train has a part in a student's feature, so FRAMER would have "
+                "no effect: let parameters of the blocks train, or train without FRAMER."
+            )
+
+    def _negatives_group(self) -> dist.ProcessGroup | None:
+        if not (
+            self.config.in_batch_negatives_across_ranks and dist.is_available() and dist.is_initialized()
+        ):
+            return None
+        group = dist.group.WORLD if self._group is None else self._group
+        # A group of one has no other rank to ask, and asking waits for the device.
+        return group if dist.get_world_size(group) > 1 else None
+
+
+def _band_split(config: FramerConfig) -> BandSplit:
+    if config.bands == "radial":
+        return BandSplit.radial(config.cutoff)
+    return BandSplit.quantile(config.quantile)

@@ -1,0 +1,28 @@
+"""How good the pictures are: PSNR and SSIM with full ids, the table against bicubic, and sample sheets."""
+
+from framer.evaluation.metrics import PSNR_ID, SSIM_ID, Image, psnr, ssim
+from framer.evaluation.sheets import SheetRow, write_sample_sheet
+from framer.evaluation.table import (
+    EvaluationRow,
+    evaluate,
+    markdown_table,
+    mean_row,
+    read_evaluation,
+    write_evaluation,
+)
+
+__all__ = [
+    "PSNR_ID",
+    "SSIM_ID",
+    "EvaluationRow",
+    "Image",
+    "SheetRow",
+    "evaluate",
+    "markdown_table",
+    "mean_row",
+    "psnr",
+    "read_evaluation",
+    "ssim",
+    "write_evaluation",
+    "write_sample_sheet",
+]

@@ -1,0 +1,83 @@
+"""Sampling the flow from noise to a high-resolution image, given the low-resolution one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from framer.inference.tiling import blend_tiles
+from framer.models.latents import LatentSpace
+from framer.objectives import NUM_TRAIN_TIMESTEPS
+from framer.seeding import normal_per_sample
+
+VelocityModel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(sample [B, C, H, W], condition [B, 3, H, W], timesteps [B]) -> velocity [B, C, H, W]``."""
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """Turns bicubically upscaled images into restored ones.
+
+    Args:
+        velocity: The model.
+        latents: The space it diffuses.
+        tile: Height and width of a tile, in pixels; the size the model was trained at.
+        tile_overlap: Part of a tile that its neighbour covers too.
+        patch_size: The model's patch size; image sizes must be multiples of it.
+        num_inference_steps: Euler steps.
+        timestep_shift: SD3's resolution shift, that of training.
+    """
+
+    velocity: VelocityModel
+    latents: LatentSpace
+    tile: int
+    tile_overlap: float
+    patch_size: int
+    num_inference_steps: int
+    timestep_shift: float
+
+    @torch.no_grad()
+    def __call__(self, upsampled: Tensor, *, seed: int) -> Tensor:
+        """Restores a batch.
+
+        Args:
+            upsampled: Low-resolution images at the target size, ``[B, 3, H, W]`` in [-1, 1].
+            seed: Seed of the initial noise; sample b of any batch starts from the same noise.
+
+        Returns:
+            ``[B, 3, H, W]`` float32 in [-1, 1].
+
+        Raises:
+            ValueError: H or W is not a multiple of the patch size.
+        """
+        size, _, height, width = upsampled.shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}")
+        scheduler = FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.timestep_shift
+        )
+        # Evenly spaced from 1; the scheduler's own spacing would spend its last step next to zero.
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / self.num_inference_steps, self.num_inference_steps))
+        channels = self.latents.channels
+        shape = (channels, height, width)
+        sample = normal_per_sample(shape, list(range(size)), seed, "initial noise").to(upsampled.device)
+        for timestep in scheduler.timesteps:
+
+            def velocity_of_tiles(tiles: Tensor, timestep: Tensor = timestep) -> Tensor:
+                timesteps = timestep.to(tiles.device, torch.float32).expand(tiles.shape[0])
+                return self.velocity(tiles[:, :channels], tiles[:, channels:], timesteps)
+
+            velocity = blend_tiles(
+                velocity_of_tiles,
+                torch.cat([sample, upsampled], dim=1),
+                tile=self.tile,
+                overlap=int(self.tile * self.tile_overlap),
+                multiple=self.patch_size,
+            )
+            sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
+        return self.latents.decode(sample, upsampled)

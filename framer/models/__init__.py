@@ -1,0 +1,1 @@
+"""Building the transformer, conditioning it on the low-resolution image, and the space it diffuses in."""

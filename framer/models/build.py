@@ -1,0 +1,110 @@
+"""Building the transformer that a configuration asks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from framer.config.training import ModelConfig
+from framer.errors import ConfigError, UserError
+from framer.models.conditioning import expand_input_channels
+from framer.models.latents import LatentSpace
+from framer.seeding import derived_seed
+
+BASE_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "base"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+RESTORATION_FILE = "restoration.json"
+
+
+def build_latents(config: ModelConfig) -> LatentSpace:
+    """The space that ``model.latents`` names."""
+    return LatentSpace(config.latents, config.latents_scale if config.latents == "residual" else 1.0)
+
+
+def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DModel:
+    """Builds the transformer in float32 on the CPU, conditioned on the low-resolution image.
+
+    Args:
+        config: Pretrained folder or architecture, conditioning and latent space.
+        seed: Seed of random weights.
+
+    Raises:
+        UserError: The pretrained folder is missing or incomplete, or was trained in another latent space.
+    """
+    channels = build_latents(config).channels
+    if config.pretrained is None:
+        model = _random_transformer(config, channels, seed)
+    else:
+        model = _load_transformer(config)
+    if int(model.config.out_channels) != channels:
+        raise UserError(
+            f"model.pretrained: the model predicts {model.config.out_channels} channels; "
+            f"model.latents={config.latents} needs {channels}"
+        )
+    expand_input_channels(model, 2 * channels)
+    return model
+
+
+def _random_transformer(config: ModelConfig, channels: int, seed: int) -> SD3Transformer2DModel:
+    architecture = config.architecture
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "weights"))
+        model = SD3Transformer2DModel(
+            sample_size=architecture.patch_size * architecture.pos_embed_max_size // 2,
+            patch_size=architecture.patch_size,
+            in_channels=channels,
+            out_channels=channels,
+            num_layers=architecture.num_layers,
+            num_attention_heads=architecture.num_attention_heads,
+            attention_head_dim=architecture.attention_head_dim,
+            joint_attention_dim=architecture.joint_attention_dim,
+            caption_projection_dim=architecture.num_attention_heads * architecture.attention_head_dim,
+            pooled_projection_dim=architecture.pooled_projection_dim,
+            pos_embed_max_size=architecture.pos_embed_max_size,
+            qk_norm=architecture.qk_norm,
+            dual_attention_layers=tuple(architecture.dual_attention_layers),
+        )
+    _initialise_as_dit(model)
+    return model
+
+
+@torch.no_grad()
+def _initialise_as_dit(model: SD3Transformer2DModel) -> None:
+    """Zero modulation and zero output at the start (adaLN-Zero, arXiv 2212.09748), which diffusers leaves out."""
+    modulations = [model.norm_out.linear, model.proj_out]
+    for block in model.transformer_blocks:
+        modulations += [block.norm1.linear, block.norm1_context.linear]
+    for linear in modulations:
+        linear.weight.zero_()
+        linear.bias.zero_()
+
+
+def _load_transformer(config: ModelConfig) -> SD3Transformer2DModel:
+    folder = BASE_FOLDER if config.pretrained == "base" else Path(str(config.pretrained))
+    for name in ("config.json", WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"model.pretrained: {folder / name} not found; expected 'base' or a folder written by diffusers' "
+                "save_pretrained"
+            )
+    _check_restoration(folder, config)
+    return SD3Transformer2DModel.from_pretrained(
+        folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+    )
+
+
+def _check_restoration(folder: Path, config: ModelConfig) -> None:
+    path = folder / RESTORATION_FILE
+    if not path.is_file():
+        return
+    trained = json.loads(path.read_text(encoding="utf-8"))
+    wanted = build_latents(config)
+    if (trained["latents"], trained["latents_scale"]) != (wanted.kind, wanted.scale):
+        raise ConfigError(
+            f"model.latents: {folder} was trained with latents={trained['latents']}, "
+            f"latents_scale={trained['latents_scale']}, the configuration says latents={wanted.kind}, "
+            f"latents_scale={wanted.scale}"
+        )

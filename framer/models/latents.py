@@ -1,0 +1,39 @@
+"""The space that is diffused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Maps images to what the model diffuses and back.
+
+    ``pixel`` diffuses the image itself. ``residual`` diffuses ``scale * (image - upsampled)``, what the bicubic
+    upscaling lacks (as SRDiff, arXiv 2104.14951): a model that predicts zero already equals bicubic.
+
+    Args:
+        kind: ``pixel`` or ``residual``.
+        scale: Factor of the residual; about one over its standard deviation.
+    """
+
+    kind: Literal["pixel", "residual"] = "residual"
+    scale: float = 6.0
+    channels: int = 3
+
+    def encode(self, image: Tensor, upsampled: Tensor) -> Tensor:
+        """Latents ``[B, C, H, W]`` of ``image`` ``[B, 3, H, W]`` in [-1, 1].
+
+        Args:
+            image: The high-resolution image.
+            upsampled: Its low-resolution version, bicubically upscaled to the same size.
+        """
+        return (image - upsampled) * self.scale if self.kind == "residual" else image
+
+    def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
+        """Image ``[B, 3, H, W]``, clamped to [-1, 1]; the inverse of :meth:`encode`."""
+        image = upsampled + latents / self.scale if self.kind == "residual" else latents
+        return image.clamp(-1, 1)

@@ -1,0 +1,40 @@
+"""Random numbers as pure functions of what they are for, so that any of them can be drawn again."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all ``parts`` and on their order.
+
+    Args:
+        parts: Non-negative integers and strings, for example ``(run_seed, "noise", sample_index)``.
+    """
+    words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded with :func:`derived_seed`; the same numbers on every machine and rank."""
+    return torch.Generator().manual_seed(derived_seed(*parts))
+
+
+def normal_per_sample(shape: torch.Size | tuple[int, ...], indices: list[int], *parts: int | str) -> Tensor:
+    """Standard normal numbers, each sample's drawn from its own index.
+
+    A batch split over ranks or micro-steps in any way gets the same numbers.
+
+    Args:
+        shape: Shape of one sample.
+        indices: Index of each sample, length B.
+        parts: What the numbers are for, see :func:`derived_seed`.
+
+    Returns:
+        float32 ``[B, *shape]`` on the CPU.
+    """
+    return torch.stack([torch.randn(shape, generator=generator(*parts, index)) for index in indices])

@@ -1,0 +1,117 @@
+"""DeepSpeed: starting it, its configuration, and reading parameters that it has partitioned."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from framer.config.training import TrainConfig
+from framer.errors import UserError
+from framer.extras import require
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+def start_distributed() -> None:
+    """Joins the process group that the launcher set up, or makes one of a single process.
+
+    The backend is NCCL where there are GPUs and gloo otherwise.
+    """
+    if dist.is_initialized():
+        return
+    deepspeed = require("deepspeed", extra="train")
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+
+
+def engine_config(config: TrainConfig) -> dict[str, Any]:
+    """The DeepSpeed configuration, every value that matters written out rather than left to a default."""
+    zero: dict[str, Any] = {"stage": config.deepspeed.zero_stage}
+    if config.deepspeed.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = config.deepspeed.stage3_param_persistence_threshold
+    return {
+        "train_micro_batch_size_per_gpu": config.training.batch_size,
+        "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
+        # DeepSpeed 0.19.3 changed the default from 0 to 1.
+        "gradient_clipping": config.training.gradient_clipping,
+        "bf16": {"enabled": config.training.precision == "bf16"},
+        "zero_optimization": zero,
+        "steps_per_print": 1 << 30,
+        "wall_clock_breakdown": False,
+    }
+
+
+def start_engine(model: nn.Module, config: TrainConfig) -> DeepSpeedEngine:
+    """Wraps the model and its optimizer.
+
+    Args:
+        model: In float32, all parameters to be trained.
+        config: Optimizer, precision, ZeRO stage.
+
+    Raises:
+        UserError: The device cannot compute in the precision asked for.
+    """
+    deepspeed = require("deepspeed", extra="train")
+    if config.training.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise UserError("training.precision=bf16: this GPU does not support bf16; use fp32")
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.optimizer.lr,
+        betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
+        weight_decay=config.optimizer.weight_decay,
+        eps=config.optimizer.eps,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_config(config))
+    return engine
+
+
+def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole values of all parameters and persistent buffers, one at a time, on every rank.
+
+    Under ZeRO 3 each is gathered from the ranks; every rank must iterate to the end. The value is valid until the
+    next one is asked for.
+    """
+    deepspeed = require("deepspeed", extra="train")
+    parameters = dict(model.named_parameters())
+    for name, value in model.state_dict().items():
+        parameter = parameters.get(name)
+        if parameter is not None and hasattr(parameter, "ds_id"):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield name, parameter.detach()
+        else:
+            yield name, value.detach()
+
+
+def master_weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+    """Like :func:`gathered_parameters`, with the optimizer's float32 master copy where there is one."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    parameters = dict(engine.module.named_parameters())
+    for name, value in gathered_parameters(engine.module):
+        parameter = parameters.get(name)
+        master = safe_get_full_fp32_param(parameter) if parameter is not None else None
+        yield name, value if master is None else master.detach()
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a tensor over all ranks."""
+    if dist.get_world_size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

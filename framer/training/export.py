@@ -1,0 +1,74 @@
+"""The trained transformer as a folder that diffusers loads without this package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from diffusers import SD3Transformer2DModel
+
+from framer.config.training import TrainConfig
+from framer.errors import UserError
+from framer.files import sync_tree, write_text
+from framer.models.build import RESTORATION_FILE, build_latents
+from framer.training.engine import master_weights
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> None:
+    """Writes ``config.json``, float32 safetensors and the settings of inference; every rank must call it.
+
+    Args:
+        engine: Of any ZeRO stage; parameters are gathered one at a time.
+        config: The run.
+        folder: Replaced as a whole once the new one is complete.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    weights = {}
+    for name, value in master_weights(engine):
+        if dist.get_rank() == 0:
+            weights[name] = value.to("cpu", torch.float32, copy=True)
+    if dist.get_rank() == 0:
+        try:
+            write_diffusers_folder(engine.module, weights, config, folder)
+        except OSError as error:
+            raise UserError(f"cannot write the export {folder}: {error.strerror or error}") from error
+    dist.barrier()
+
+
+def write_diffusers_folder(
+    model: SD3Transformer2DModel, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path
+) -> None:
+    """Writes weights and config beside ``folder``, then puts them in its place."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with torch.device("meta"):
+        whole = SD3Transformer2DModel.from_config(dict(model.config))
+    whole.load_state_dict(weights, assign=True, strict=True)
+    whole.save_pretrained(unfinished, safe_serialization=True)
+    write_text(unfinished / RESTORATION_FILE, json.dumps(restoration_settings(config), indent=2) + "\n")
+    sync_tree(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def restoration_settings(config: TrainConfig) -> dict[str, object]:
+    """What inference must know beside the weights."""
+    latents = build_latents(config.model)
+    return {
+        "latents": latents.kind,
+        "latents_scale": latents.scale,
+        "conditioning": config.model.conditioning,
+        "scale": config.data.scale,
+        "tile": config.data.crop_size,
+        "prediction_type": config.objective.prediction_type,
+        "timestep_shift": config.objective.timestep_shift,
+    }

@@ -1,0 +1,50 @@
+"""Finding where numbers stopped being finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from framer.errors import UserError
+
+
+class NonFiniteLossError(UserError):
+    """The loss is not finite; the message names the step and the first layer that is not."""
+
+
+def first_non_finite_layer(model: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
+    """Runs the model once more and names the first module whose output is not finite.
+
+    Under ZeRO 3 all ranks must call it together.
+
+    Args:
+        model: The model, with the weights that gave the non-finite loss.
+        inputs: Keyword arguments of the forward pass that gave it.
+
+    Returns:
+        The module's name; the name of an input, where that is not finite itself; None if all is finite.
+    """
+    for name, value in inputs.items():
+        if not bool(torch.isfinite(value).all()):
+            return f"input {name}"
+    found: list[str] = []
+
+    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            tensors = output if isinstance(output, (tuple, list)) else (output,)
+            if not found and any(isinstance(t, Tensor) and not torch.isfinite(t).all() for t in tensors):
+                found.append(name)
+
+        return modules[name].register_forward_hook(hook)
+
+    modules = {name: module for name, module in model.named_modules() if name}
+    handles = [watch(name) for name in modules]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None

@@ -1,0 +1,178 @@
+"""What a run shows people: sample sheets, plots, the table, ``report.md``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from framer.analysis.history import read_metrics
+from framer.analysis.losses import plot_losses
+from framer.analysis.report import Figure, write_report
+from framer.analysis.similarity import DepthSimilarity, depth_similarity, plot_depth_similarity
+from framer.analysis.weights import plot_modulation
+from framer.config.distillation import FramerConfig
+from framer.config.training import TrainConfig
+from framer.distill import Framer
+from framer.evaluation.sheets import SheetRow, write_sample_sheet
+from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
+from framer.models.build import build_latents
+from framer.models.conditioning import model_inputs
+from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
+from framer.seeding import normal_per_sample
+from framer.training.evaluation import Evaluated, HeldOut
+from framer.training.run_folder import RunFolder
+from framer_kernels import BandSplit
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
+
+SIMILARITY_TIMESTEPS = (300, 700)
+"""Timesteps of the paper's Fig. 3."""
+SIMILARITY_TILES = 64
+"""Most held-out tiles that the similarity is averaged over."""
+
+
+def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tuple[list[EvaluationRow], Figure]:
+    """Writes the sample sheet and the table of one evaluation; the table's rows and the sheet."""
+    rows = evaluate(evaluated.names, evaluated.sr, evaluated.bicubic, evaluated.hr)
+    sheet = folder.samples / f"step-{step:08d}.png"
+    pictures = zip(evaluated.names, evaluated.lr, evaluated.bicubic, evaluated.sr, evaluated.hr, strict=True)
+    caption = write_sample_sheet(
+        sheet,
+        [SheetRow(name=n, lr=lr, bicubic=bicubic, sr=sr, hr=hr) for n, lr, bicubic, sr, hr in pictures],
+        title=f"Held-out photographs after {step} steps",
+    )
+    write_evaluation(folder.samples / f"step-{step:08d}.json", rows)
+    return rows, Figure(path=sheet.relative_to(folder.root), title="Samples", caption=caption)
+
+
+def write_run_report(
+    folder: RunFolder,
+    config: TrainConfig,
+    model: SD3Transformer2DModel,
+    evaluated: Evaluated,
+    heldout: HeldOut,
+    *,
+    step: int,
+    device: torch.device,
+) -> Path:
+    """Draws the run's figures and writes its report; every rank must call it.
+
+    Returns:
+        The report's path; rank 0 has written it.
+    """
+    similarities = similarity_against_depth(model, heldout, config, device)
+    path = folder.root / "report.md"
+    if dist.get_rank() != 0:
+        return path
+    rows, sheet = write_samples(folder, evaluated, step=step)
+    metrics = read_metrics(folder.metrics)
+    figures = [sheet]
+
+    def add(name: str, title: str, caption: str) -> None:
+        figures.append(Figure(path=Path(folder.plots.name) / name, title=title, caption=caption))
+
+    add(
+        "similarity.png",
+        "Similarity to the last layer against depth",
+        plot_depth_similarity(folder.plots / "similarity.png", similarities, title="Similarity to the last layer"),
+    )
+    if config.framer.enabled and config.framer.fam:
+        caption = plot_modulation(folder.plots / "modulation.png", metrics, title="FAW x FAM weights by layer")
+        add("modulation.png", "FAW x FAM weights by layer", caption)
+    add("losses.png", "Losses", plot_losses(folder.plots / "losses.png", metrics))
+    return write_report(
+        folder.root,
+        title=f"{folder.root.name}: {'FRAMER' if config.framer.enabled else 'no FRAMER'}, {step} steps",
+        command=f"deepspeed train.py --config {shlex.quote(str(folder.config))}",
+        config_summary=_summary(config, model, step),
+        evaluation=rows,
+        figures=figures,
+        notes=_notes(config),
+    )
+
+
+@torch.enable_grad()
+def similarity_against_depth(
+    model: SD3Transformer2DModel, heldout: HeldOut, config: TrainConfig, device: torch.device
+) -> dict[int, DepthSimilarity]:
+    """Similarity of every block to the last one on the held-out photographs, at t = 300 and 700 (Fig. 3).
+
+    Measured in feature space ``hidden`` with the bands of the paper's preset, whatever the run trained with, so
+    that runs compare. Every rank must call it under ZeRO 3.
+    """
+    settings = FramerConfig(preset="paper")
+    framer = Framer(model, settings)
+    latents = build_latents(config.model)
+    tile = config.data.crop_size
+    upsampled = _tiles(heldout.lr_upsampled, tile).to(device)
+    clean = latents.encode(_tiles(heldout.hr, tile).to(device), upsampled)
+    noise = normal_per_sample(clean.shape[1:], list(range(len(clean))), config.evaluation.seed, "similarity").to(device)
+    dtype = next(model.parameters()).dtype
+    similarities = {}
+    was_training = model.training
+    model.eval()
+    for timestep in SIMILARITY_TIMESTEPS:
+        sigmas = torch.full((len(clean),), timestep / NUM_TRAIN_TIMESTEPS, device=device)
+        noisy = FlowMatching.at(clean, noise, sigmas)
+        with framer.capture():
+            model(**model_inputs(model, noisy.sample.to(dtype), upsampled.to(dtype), noisy.timesteps))
+        features = framer.features()
+        similarities[timestep] = depth_similarity(
+            [student.detach().float() for student in features.students],
+            features.teacher.float(),
+            bands=BandSplit.radial(settings.cutoff),
+            representation=settings.representation,
+        )
+        del features
+    framer.detach()
+    model.train(was_training)
+    return similarities
+
+
+def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
+    """Non-overlapping tiles, ``[n, C, tile, tile]``, evenly picked where there are too many."""
+    tiles = images.unfold(2, tile, tile).unfold(3, tile, tile)
+    tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    return tiles[:: -(-len(tiles) // SIMILARITY_TILES)]
+
+
+def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> dict[str, str]:
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    training, framer = config.training, config.framer
+    method = (
+        f"preset {framer.preset}, feature space {framer.feature_space}, weight {framer.weight:g}"
+        if framer.enabled
+        else "off"
+    )
+    return {
+        "model": f"{type(model).__name__}, {parameters / 1e6:.2f} M parameters, {len(model.transformer_blocks)} blocks",
+        "started from": config.model.pretrained or "random weights",
+        "FRAMER": method,
+        "photographs": config.data.train,
+        "degradation": f"{config.data.degradation}, x{config.data.scale}",
+        "training crop": f"{config.data.crop_size} x {config.data.crop_size} pixels",
+        "steps": f"{step} of batch {training.batch_size * training.gradient_accumulation_steps * dist.get_world_size()}",
+        "learning rate": f"{config.optimizer.lr:g}, {config.lr_scheduler.type}",
+        "engine": f"DeepSpeed ZeRO {config.deepspeed.zero_stage}, {training.precision}, {dist.get_world_size()} rank(s)",
+        "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
+        "seed": str(config.seed),
+    }
+
+
+def _notes(config: TrainConfig) -> list[str]:
+    where = (
+        "the photographs that ship for evaluation; no training used them"
+        if config.data.evaluation == "bundled"
+        else f"the photographs in `{config.data.evaluation}`"
+    )
+    return [
+        f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "
+        "again on the same kind of machine.",
+        "`export/` is a diffusers folder: `SD3Transformer2DModel.from_pretrained` loads it without this package.",
+        "`metrics.jsonl` has every step; `tensorboard --logdir .` shows it live.",
+    ]

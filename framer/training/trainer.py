@@ -1,0 +1,298 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from framer.config.loading import save_config
+from framer.config.training import TrainConfig
+from framer.data.dataset import RealISRDataset, Sample
+from framer.data.images import find_images
+from framer.data.photographs import bundled_photographs
+from framer.data.stream import StreamSampler
+from framer.distill import Framer, FramerOutput
+from framer.errors import UserError
+from framer.extras import require
+from framer.files import write_text
+from framer.models.build import build_latents, build_transformer
+from framer.models.conditioning import model_inputs
+from framer.objectives import FlowMatching
+from framer.seeding import derived_seed
+from framer.training import checkpoint as checkpoints
+from framer.training.engine import mean_over_ranks, start_distributed, start_engine
+from framer.training.evaluation import load_heldout, restore_heldout
+from framer.training.export import export_model
+from framer.training.health import NonFiniteLossError, first_non_finite_layer
+from framer.training.metrics import LayerMetrics, MetricsLog, StepMetrics
+from framer.training.report import write_run_report, write_samples
+from framer.training.run_folder import RunFolder
+from framer.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
+
+LAYER_METRICS = ("intra", "inter", "weight_lf", "weight_hf", "align_lf", "align_hf")
+
+
+class StepLosses(NamedTuple):
+    """Means over the micro-steps and ranks of one optimizer step."""
+
+    loss: Tensor
+    noise_loss: Tensor
+    framer_loss: Tensor
+    layers: Tensor
+    """``[6, N]``, in the order of ``LAYER_METRICS``; empty without FRAMER."""
+
+
+class Trainer:
+    """Trains one model as its configuration says.
+
+    Everything that a user can get wrong is checked while constructing, before the first step.
+
+    Args:
+        config: The run.
+
+    Raises:
+        UserError: A folder, photograph, model or checkpoint is missing, damaged or does not fit.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.folder = RunFolder(Path(config.output_dir))
+        paths = bundled_photographs("train") if config.data.train == "bundled" else find_images(Path(config.data.train))
+        self.dataset = RealISRDataset(
+            paths,
+            crop_size=config.data.crop_size,
+            scale=config.data.scale,
+            degradation=config.data.degradation,
+            seed=config.seed,
+            horizontal_flip=config.data.horizontal_flip,
+            on_broken=config.data.on_broken,
+        )
+        self.heldout = load_heldout(config)
+        transformer = build_transformer(config.model, seed=config.seed)
+        _check_tokens(transformer, config)
+        start_distributed()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        if self.rank == 0:
+            self.folder.create()
+        dist.barrier()
+        resumed_from = checkpoints.choose_checkpoint(config.training.resume, self.folder.checkpoints)
+        self.engine = start_engine(transformer, config)
+        self.device = torch.device(self.engine.device)
+        self.model: SD3Transformer2DModel = self.engine.module
+        if config.training.activation_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        self.latents = build_latents(config.model)
+        self.objective = FlowMatching(config.objective)
+        self.framer: Framer | None = None
+        if config.framer.enabled:
+            seed = derived_seed(config.seed, "negatives", config.framer.seed)
+            self.framer = Framer(self.model, config.framer.model_copy(update={"seed": seed}))
+        self.step = 0
+        self.micro_steps = 0
+        if resumed_from is not None:
+            self._restore(resumed_from)
+        if self.rank == 0:
+            write_text(self.folder.config, save_config(config))
+
+    def train(self) -> Path:
+        """Takes the remaining steps, then exports the model and writes the report.
+
+        Returns:
+            The report's path.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
+            UserError: The disk is full.
+        """
+        settings = self.config.training
+        batches = self._batches()
+        log = self._open_log()
+        progress = require("tqdm", extra="train").tqdm(
+            initial=self.step, total=settings.max_steps, desc="train", unit="step", disable=self.rank != 0
+        )
+        self.model.train()
+        try:
+            while self.step < settings.max_steps:
+                metrics = self._optimizer_step(batches)
+                if log is not None:
+                    log.write(metrics)
+                progress.update()
+                progress.set_postfix(loss=f"{metrics['loss']:.4f}")
+                last = self.step == settings.max_steps
+                if last or self.step % settings.checkpoint_steps == 0:
+                    self._save()
+                if not last and settings.sample_steps and self.step % settings.sample_steps == 0:
+                    self._write_samples()
+        finally:
+            progress.close()
+            if log is not None:
+                log.close()
+        return self._finish()
+
+    def _optimizer_step(self, batches: Iterator[Sample]) -> StepMetrics:
+        settings = self.config.training
+        rate = learning_rate(
+            self.step, peak=self.config.optimizer.lr, max_steps=settings.max_steps, config=self.config.lr_scheduler
+        )
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        started = time.perf_counter()
+        waited = 0.0
+        parts: list[StepLosses] = []
+        for _ in range(settings.gradient_accumulation_steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            parts.append(self._micro_step(batch))
+            self.micro_steps += 1
+        self.step += 1
+        losses = StepLosses(*(mean_over_ranks(torch.stack(values).mean(dim=0)) for values in zip(*parts, strict=True)))
+        seconds = time.perf_counter() - started
+        images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
+        return StepMetrics(
+            step=self.step,
+            loss=float(losses.loss),
+            noise_loss=float(losses.noise_loss),
+            framer_loss=float(losses.framer_loss) if self.framer is not None else None,
+            gradient_norm=float(self.engine.get_global_grad_norm() or 0.0),
+            learning_rate=rate,
+            samples=self.step * images,
+            layers=self._layer_metrics(losses.layers),
+            time={
+                "seconds": seconds,
+                "images_per_second": images / seconds,
+                "data_wait_fraction": waited / seconds,
+            },
+        )
+
+    def _micro_step(self, batch: Sample) -> StepLosses:
+        dtype = next(self.model.parameters()).dtype
+        upsampled = batch["lr_upsampled"].to(self.device)
+        noisy = self.objective.add_noise(
+            self.latents.encode(batch["hr"].to(self.device), upsampled), torch.as_tensor(batch["index"]).tolist(), self.config.seed
+        )
+        inputs = model_inputs(self.model, noisy.sample.to(dtype), upsampled.to(dtype), noisy.timesteps)
+        out: FramerOutput | None = None
+        if self.framer is None:
+            output = self.engine(**inputs).sample
+        else:
+            with self.framer.capture():
+                output = self.engine(**inputs).sample
+            out = self.framer.loss(sample=noisy.sample, sigmas=noisy.sigmas)
+        noise_loss = self.objective.loss(output, noisy)
+        framer_loss = noise_loss.new_zeros(()) if out is None else out.total
+        loss = noise_loss + framer_loss
+        if not math.isfinite(float(mean_over_ranks(loss.detach()))):
+            self._fail(inputs, noise_loss, framer_loss)
+        self.engine.backward(loss)
+        self.engine.step()
+        layers = torch.empty(0) if out is None else _mean_diagnostics(out)
+        return StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers)
+
+    def _fail(self, inputs: dict[str, Tensor], noise_loss: Tensor, framer_loss: Tensor) -> None:
+        layer = first_non_finite_layer(self.model, inputs)
+        where = f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
+        saved = checkpoints.find_checkpoints(self.folder.checkpoints)
+        advice = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
+        raise NonFiniteLossError(
+            f"step {self.step + 1}: the loss is not finite (noise loss {float(noise_loss):g}, FRAMER loss "
+            f"{float(framer_loss):g}); {where}. Try a lower optimizer.lr or training.gradient_clipping; {advice}."
+        )
+
+    def _layer_metrics(self, layers: Tensor) -> LayerMetrics | None:
+        if self.framer is None:
+            return None
+        values = dict(zip(LAYER_METRICS, layers.tolist(), strict=True))
+        return LayerMetrics(names=list(self.framer.layer_names), **values)
+
+    def _batches(self) -> Iterator[Sample]:
+        settings = self.config.training
+        sampler = StreamSampler(
+            settings.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            start=self.micro_steps,
+            stop=settings.max_steps * settings.gradient_accumulation_steps,
+        )
+        workers = self.config.data.workers
+        loader: DataLoader[Sample] = DataLoader(
+            self.dataset, batch_sampler=sampler, num_workers=workers, pin_memory=self.device.type == "cuda"
+        )
+        return iter(loader)
+
+    def _open_log(self) -> MetricsLog | None:
+        if self.rank != 0:
+            return None
+        tensorboard = self.folder.tensorboard if self.config.training.tensorboard else None
+        return MetricsLog(self.folder.metrics, tensorboard=tensorboard, start_step=self.step)
+
+    def _state(self) -> checkpoints.TrainerState:
+        return checkpoints.TrainerState(
+            step=self.step,
+            micro_steps=self.micro_steps,
+            framer=dict(self.framer.state_dict()) if self.framer is not None else {},
+            world_size=self.world_size,
+            zero_stage=self.config.deepspeed.zero_stage,
+            precision=self.config.training.precision,
+            model={k: v for k, v in self.model.config.items() if not k.startswith("_")},
+        )
+
+    def _save(self) -> None:
+        checkpoints.save_checkpoint(
+            self.engine, self.folder.checkpoints, self._state(), kept=self.config.training.checkpoints_kept
+        )
+
+    def _restore(self, path: Path) -> None:
+        state = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
+        if state.step > self.config.training.max_steps:
+            raise UserError(
+                f"{path} has taken {state.step} steps, more than training.max_steps {self.config.training.max_steps}"
+            )
+        self.step, self.micro_steps = state.step, state.micro_steps
+        if self.framer is not None and state.framer:
+            self.framer.load_state_dict(state.framer)
+
+    def _write_samples(self) -> None:
+        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+        if self.rank == 0:
+            write_samples(self.folder, evaluated, step=self.step)
+
+    def _finish(self) -> Path:
+        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+        export_model(self.engine, self.config, self.folder.export)
+        return write_run_report(
+            self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
+        )
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains as the configuration says; the report's path."""
+    return Trainer(config).train()
+
+
+def _mean_diagnostics(out: FramerOutput) -> Tensor:
+    return torch.stack([getattr(out.layers, name).float().mean(dim=1) for name in LAYER_METRICS])
+
+
+def _check_tokens(model: SD3Transformer2DModel, config: TrainConfig) -> None:
+    patch, largest = int(model.config.patch_size), int(model.config.pos_embed_max_size)
+    crop = config.data.crop_size
+    if crop % patch or crop // patch > largest:
+        raise UserError(
+            f"data.crop_size {crop}: the model needs a multiple of its patch size {patch}, at most {patch * largest}"
+        )
+    if config.evaluation.crop_size % patch:
+        raise UserError(
+            f"evaluation.crop_size {config.evaluation.crop_size}: the model needs a multiple of its patch size {patch}"
+        )

@@ -1,0 +1,1 @@
+"""The public operations, one folder each: ``api.py`` checks, documents and dispatches."""

@@ -1,0 +1,1 @@
+"""Mean magnitude of a feature map in each band."""

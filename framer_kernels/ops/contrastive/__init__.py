@@ -1,0 +1,1 @@
+"""IntraCL of the low band and InterCL of the high band."""

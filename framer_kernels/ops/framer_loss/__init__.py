@@ -1,0 +1,1 @@
+"""The FRAMER loss of all layers."""

@@ -1,0 +1,97 @@
+"""Public function `framer_loss`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, get_args
+
+from torch import Tensor
+
+from framer_kernels import reference, validation
+from framer_kernels.bands import DEFAULT_BANDS, BandSplit
+from framer_kernels.precision import autocast_disabled
+from framer_kernels.types import Backend, FawMode, FramerLoss, Representation
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def framer_loss(
+    students: Sequence[Tensor],
+    teacher: Tensor,
+    *,
+    negatives: Sequence[int],
+    bands: BandSplit = DEFAULT_BANDS,
+    representation: Representation = "complex",
+    temperature: float = 1.0,
+    shared_negatives: bool = False,
+    faw: FawMode | None = "relative_student",
+    fam: bool = True,
+    group: ProcessGroup | None = None,
+    backend: Backend = "auto",
+) -> FramerLoss:
+    """The FRAMER loss of every layer (Choi, Sung, Oh, arXiv 2512.01390).
+
+    For layer i, with ``x_i`` its map, ``t`` the teacher and ``x_j``, ``j = negatives[i]``, its random-layer
+    negative:
+
+        L_i = mean over samples of ( w_LF a_LF IntraCL + w_HF a_HF InterCL )
+
+    IntraCL and InterCL are those of `intra_contrastive_loss` and `inter_contrastive_loss`. FAW weighs a band
+    by the energies ``E`` of `band_energy`, ``w = 1 / (1 + Delta)``, with ``Delta`` one of
+
+        |E(t) - E(x_i)| / (E(x_i) + 1e-9)    "relative_student"
+        |E(t) - E(x_i)| / (E(t) + 1e-9)      "relative_teacher"
+        |E(t) - E(x_i)|                      "absolute"
+
+    FAM weighs it by the similarity already reached, ``a = max(cos_b(x_i, t), 0)``. Neither has a gradient:
+    it flows through ``x_i`` in the cosines of its own layer's IntraCL and InterCL alone, never to the teacher
+    nor to a layer that serves as negative.
+
+    Args:
+        students: N >= 2 maps ``[B, C, H, W]``, floating, any strides, all of one shape, dtype and device.
+        teacher: ``[B, C, H, W]``, the last layer's map, like the students.
+        negatives: N indices into ``students``; ``negatives[i] != i``. The same on every rank of ``group``.
+        bands: The division of the spectrum; ``quantile`` takes each sample's from its own ``teacher``.
+        representation: What the cosine compares: ``complex`` spectra, or their ``magnitude`` alone.
+        temperature: Above 0.
+        shared_negatives: Whether the other images' random-layer negatives join InterCL's denominator.
+        faw: The measure of FAW, or None for ``w = 1``.
+        fam: Whether FAM applies; False for ``a = 1``.
+        group: Process group whose samples are in-batch negatives; None takes this process's alone. With a
+            group the call is collective, with the same arguments on every rank but for B, which may differ.
+            The loss remains the mean over this rank's samples: where B differs, a mean over the joined batch
+            weighs every rank by its B.
+        backend: ``auto`` or ``reference``.
+
+    Returns:
+        The loss ``[N]``, differentiable with respect to the students, and detached diagnostics ``[N, B]``.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: There are fewer than two students, a shape, dtype or device does not match, a number is
+            out of range, or a name is not among the allowed ones.
+    """
+    validation.check_map("teacher", teacher)
+    students = validation.check_students(students, teacher)
+    negatives = validation.check_negatives(negatives, len(students))
+    validation.check_bands(bands)
+    validation.check_representation(representation)
+    temperature = validation.check_temperature(temperature)
+    validation.check_flag("shared_negatives", shared_negatives)
+    validation.check_choice("faw", faw, (*get_args(FawMode), None))
+    validation.check_flag("fam", fam)
+    validation.check_backend(backend)
+    with autocast_disabled(teacher.device):
+        return reference.framer_loss(
+            students,
+            teacher,
+            negatives=negatives,
+            bands=bands,
+            representation=representation,
+            temperature=temperature,
+            shared_negatives=shared_negatives,
+            faw=faw,
+            fam=fam,
+            group=group,
+        )

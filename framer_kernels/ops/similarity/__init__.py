@@ -1,0 +1,1 @@
+"""Cosine similarity of two feature maps in each band."""
