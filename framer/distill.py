@@ -1,10 +1,11 @@
 """FRAMER on a model: captured features, random-layer negatives, the loss and its reduction.
 
-framer = Framer(model, FramerConfig(preset="paper", weight=0.1))
-with framer.capture():
-    prediction = model(**inputs)
-out = framer.loss()
-loss = noise_loss + out.total
+Example:
+    framer = Framer(model, FramerConfig(preset="paper", weight=0.1))
+    with framer.capture():
+        prediction = model(**inputs)
+    out = framer.loss()
+    loss = noise_loss + out.total
 """
 
 from __future__ import annotations
@@ -203,9 +204,7 @@ class Framer:
         reduced = layers.loss.sum() if config.reduce == "sum" else layers.loss.mean()
         self._draws += 1
         self._tap.clear()
-        return FramerOutput(
-            config.weight * reduced, layers, tuple(negatives), self.layer_names, self.teacher_name
-        )
+        return FramerOutput(config.weight * reduced, layers, tuple(negatives), self.layer_names, self.teacher_name)
 
     def detach(self) -> None:
         """Drops what is captured and refuses further captures; the model itself carries nothing of it."""
@@ -246,9 +245,7 @@ class Framer:
             )
 
     def _negatives_group(self) -> dist.ProcessGroup | None:
-        if not (
-            self.config.in_batch_negatives_across_ranks and dist.is_available() and dist.is_initialized()
-        ):
+        if not (self.config.in_batch_negatives_across_ranks and dist.is_available() and dist.is_initialized()):
             return None
         group = dist.group.WORLD if self._group is None else self._group
         # A group of one has no other rank to ask, and asking waits for the device.

@@ -7,9 +7,7 @@ from typing import Literal
 import numpy as np
 
 
-def draw_negatives(
-    num_layers: int, mode: Literal["cycle", "independent"], seed: int, draw_index: int
-) -> list[int]:
+def draw_negatives(num_layers: int, mode: Literal["cycle", "independent"], seed: int, draw_index: int) -> list[int]:
     """Draws for every layer i the index ``j(i) != i`` of its random-layer negative.
 
     ``cycle`` draws one random cyclic order of the layers and gives each layer its successor, so that a

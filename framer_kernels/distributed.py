@@ -43,8 +43,7 @@ class GlobalBatch:
             return cls(None, (features.shape[0],), 0)
         if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
             raise TypeError(
-                f"group must be a torch.distributed.ProcessGroup that this process belongs to, or None, "
-                f"got {group!r}"
+                f"group must be a torch.distributed.ProcessGroup that this process belongs to, or None, got {group!r}"
             )
         shape = torch.tensor(features.shape, dtype=torch.int64, device=features.device)
         gathered = [torch.empty_like(shape) for _ in range(dist.get_world_size(group))]
@@ -52,8 +51,7 @@ class GlobalBatch:
         shapes: list[list[int]] = torch.stack(gathered).tolist()
         if any(other[1:] != shapes[0][1:] for other in shapes):
             raise ValueError(
-                f"features must have the same C, H and W on every rank of the group, "
-                f"got [B, C, H, W] by rank: {shapes}"
+                f"features must have the same C, H and W on every rank of the group, got [B, C, H, W] by rank: {shapes}"
             )
         return cls(group, tuple(other[0] for other in shapes), dist.get_rank(group))
 

@@ -196,9 +196,7 @@ def framer_loss(
 
         loss = (w_lf * a_lf * intra + w_hf * a_hf * inter).mean()
         layers.append(
-            FramerLoss(
-                loss, intra.detach(), inter.detach(), w_lf, w_hf, s_lf, s_hf, energy[i].lf, energy[i].hf
-            )
+            FramerLoss(loss, intra.detach(), inter.detach(), w_lf, w_hf, s_lf, s_hf, energy[i].lf, energy[i].hf)
         )
     return FramerLoss(*(torch.stack(field) for field in zip(*layers, strict=True)))
 

@@ -37,9 +37,7 @@ def check_like(name: str, x: object, other_name: str, other: Tensor) -> Tensor:
         ("device", x.device, other.device),
     ):
         if got != wanted:
-            raise ValueError(
-                f"{name} must have the {what} of {other_name}, got {got} and {wanted} ({other_name})"
-            )
+            raise ValueError(f"{name} must have the {what} of {other_name}, got {got} and {wanted} ({other_name})")
     return x
 
 
@@ -61,8 +59,7 @@ def check_negatives(negatives: object, layers: int) -> Sequence[int]:
         raise TypeError(f"negatives must be a sequence of layer indices, got {type(negatives).__name__}")
     if len(negatives) != layers:
         raise ValueError(
-            f"negatives must hold one layer index a student ({layers}), "
-            f"got {len(negatives)}: {list(negatives)}"
+            f"negatives must hold one layer index a student ({layers}), got {len(negatives)}: {list(negatives)}"
         )
     for i, j in enumerate(negatives):
         if isinstance(j, bool) or not isinstance(j, int):
@@ -79,9 +76,7 @@ def check_bands(bands: object, *, has_teacher: bool = True) -> BandSplit:
     if not isinstance(bands, BandSplit):
         raise TypeError(f"bands must be a BandSplit, such as BandSplit.radial(0.25), got {bands!r}")
     if bands.kind == "quantile" and not has_teacher:
-        raise ValueError(
-            f"quantile bands are taken from the teacher's spectrum: pass teacher=, got None with {bands}"
-        )
+        raise ValueError(f"quantile bands are taken from the teacher's spectrum: pass teacher=, got None with {bands}")
     return bands
 
 

@@ -33,9 +33,7 @@ def new_canvas(width: float, height: float, title: str) -> Canvas:
     Returns:
         A ``matplotlib.figure.Figure`` that keeps labels from overlapping (constrained layout).
     """
-    canvas: Canvas = require("matplotlib.figure", extra="train").Figure(
-        figsize=(width, height), layout="constrained"
-    )
+    canvas: Canvas = require("matplotlib.figure", extra="train").Figure(figsize=(width, height), layout="constrained")
     require("matplotlib.backends.backend_agg", extra="train").FigureCanvasAgg(canvas)
     canvas.suptitle(title, fontsize=13, fontweight="bold", wrap=True)
     return canvas

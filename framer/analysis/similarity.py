@@ -53,9 +53,7 @@ def depth_similarity(
         raise ValueError("depth similarity needs at least one layer before the last")
     lf, hf = [], []
     for student in students:
-        similarity = band_similarity(
-            student, teacher, teacher=teacher, bands=bands, representation=representation
-        )
+        similarity = band_similarity(student, teacher, teacher=teacher, bands=bands, representation=representation)
         lf.append(similarity.lf.mean().item())
         hf.append(similarity.hf.mean().item())
     return DepthSimilarity(lf, hf)
@@ -90,9 +88,7 @@ def plot_depth_similarity(
     if not similarities:
         raise ValueError("no timesteps to plot")
     if compare is not None and set(compare[1]) != set(similarities):
-        raise ValueError(
-            f"{label} was measured at t = {sorted(similarities)}, {compare[0]} at {sorted(compare[1])}"
-        )
+        raise ValueError(f"{label} was measured at t = {sorted(similarities)}, {compare[0]} at {sorted(compare[1])}")
     canvas = new_canvas(1.8 + 3.9 * len(similarities), 4.4, title)
     plots = canvas.subplots(1, len(similarities), sharey=True, squeeze=False)[0]
     for axes, (timestep, similarity) in zip(plots, sorted(similarities.items()), strict=True):
@@ -100,9 +96,7 @@ def plot_depth_similarity(
         _draw(axes, similarity, suffix, dashed=False)
         if compare is not None:
             _draw(axes, compare[1][timestep], f", {compare[0]}", dashed=True)
-        style_axes(
-            axes, x_label="relative depth (layer / number of layers)", y_label="", title=f"t = {timestep}"
-        )
+        style_axes(axes, x_label="relative depth (layer / number of layers)", y_label="", title=f"t = {timestep}")
         axes.set_xlim(0.0, 1.03)
     plots[0].set_ylabel("cosine similarity to the last layer", fontsize=11)
     # Shared by all plots: room for the lowest curve, and the whole range 0 to 1 in any case.

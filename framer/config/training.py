@@ -22,8 +22,9 @@ class DataConfig(ConfigSection):
 
     train: str = "bundled"
     """``bundled`` (the photographs that install with the package) or a folder of images, read recursively."""
-    evaluation: str = "bundled"
-    """``bundled`` (the held-out photographs) or a folder of images; never trained on."""
+    evaluation: str = "heldout"
+    """``heldout`` (bundled photographs that nothing is trained or chosen on), ``validation`` (a bundled photograph to
+    choose settings on) or a folder of images."""
     crop_size: PositiveInt = 64
     """Height and width of a training crop of the high-resolution photograph, in pixels."""
     scale: Literal[2, 4, 8] = 4
@@ -32,6 +33,10 @@ class DataConfig(ConfigSection):
     """Preset of the second-order degradation: ``heavy`` (Real-ESRGAN), ``light`` (PiSA-SR), ``stablesr``."""
     horizontal_flip: bool = True
     """Mirror half of the crops."""
+    quarter_turns: bool = False
+    """Turn crops by 0, 90, 180 or 270 degrees; for few photographs."""
+    rescale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [1.0]
+    """Sizes that photographs are used at, as factors up to 1, with equal probability."""
     on_broken: Literal["skip", "error"] = "error"
     """What to do with files that cannot be read or are smaller than the crop: each is named either way."""
     workers: NonNegativeInt = 1
@@ -129,6 +134,8 @@ class TrainingConfig(ConfigSection):
     """Compute precision of the transformer; the loss is always computed in fp32."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
+    export_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of the exported weights."""
     checkpoint_steps: PositiveInt = 500
     """Steps between checkpoints; one is also written at the end."""
     checkpoints_kept: PositiveInt = 2

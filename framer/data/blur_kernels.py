@@ -55,9 +55,7 @@ def _normalized(kernel: npt.NDArray[np.float64]) -> Kernel:
     return normalized
 
 
-def gaussian_kernel(
-    size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, *, beta: float = 1.0
-) -> Kernel:
+def gaussian_kernel(size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, *, beta: float = 1.0) -> Kernel:
     """Makes a Gaussian kernel, generalised when `beta` is not 1.
 
     Args:
@@ -73,9 +71,7 @@ def gaussian_kernel(
     return _normalized(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, rotation) ** beta))
 
 
-def plateau_kernel(
-    size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, *, beta: float = 1.0
-) -> Kernel:
+def plateau_kernel(size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, *, beta: float = 1.0) -> Kernel:
     """Makes a plateau kernel, ``1 / (1 + q^beta)``; arguments and result as for `gaussian_kernel`."""
     return _normalized(1.0 / (1.0 + _squared_distance(size, sigma_x, sigma_y, rotation) ** beta))
 
@@ -94,9 +90,7 @@ def sinc_kernel(size: int, cutoff: float) -> Kernel:
     radius = _radius(size)
     centre = radius == 0.0
     safe = np.where(centre, 1.0, radius)
-    kernel = np.where(
-        centre, cutoff**2 / (4.0 * math.pi), cutoff * bessel.j1(cutoff * safe) / (2.0 * math.pi * safe)
-    )
+    kernel = np.where(centre, cutoff**2 / (4.0 * math.pi), cutoff * bessel.j1(cutoff * safe) / (2.0 * math.pi * safe))
     return _normalized(kernel)
 
 
@@ -128,9 +122,7 @@ def draw_kernel(preset: KernelPreset, rng: np.random.Generator) -> Kernel:
         sigma_y = rng.uniform(*preset.sigma)
         rotation = rng.uniform(-math.pi, math.pi)
     if shape.startswith("generalized"):
-        return gaussian_kernel(
-            size, sigma_x, sigma_y, rotation, beta=_draw_beta(preset.beta_generalized, rng)
-        )
+        return gaussian_kernel(size, sigma_x, sigma_y, rotation, beta=_draw_beta(preset.beta_generalized, rng))
     if shape.startswith("plateau"):
         return plateau_kernel(size, sigma_x, sigma_y, rotation, beta=_draw_beta(preset.beta_plateau, rng))
     return gaussian_kernel(size, sigma_x, sigma_y, rotation)

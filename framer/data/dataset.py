@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from framer.data.degradations import degradation_preset
-from framer.data.images import ImageError, read_image
+from framer.data.images import ImageError, read_image, resize_bicubic
 from framer.data.samples import Crop, Sample, make_sample
 from framer.errors import UserError
 from framer.extras import require
@@ -48,6 +48,9 @@ class RealISRDataset(Dataset[Sample]):
             would learn these inventions on crops while it meets them only at the very edge of a photograph.
         seed: Seed of every draw; not negative.
         horizontal_flip: Whether a sample is mirrored, before it is degraded, with probability one half.
+        quarter_turns: Whether a sample is also turned by 0, 90, 180 or 270 degrees, with equal probability.
+        rescale: Sizes that photographs are used at, as factors in (0, 1], with equal probability: a photograph
+            made smaller is sharper, and its details are of other sizes.
         on_broken: What to do with files that cannot be decoded or are smaller than the crop: `"error"`
             refuses them, naming each; `"skip"` logs each by name as a warning and leaves it out.
         cache_bytes: How many bytes of decoded photographs to keep in memory; the others are read from their
@@ -69,12 +72,16 @@ class RealISRDataset(Dataset[Sample]):
         margin: int = DEFAULT_MARGIN,
         seed: int = 0,
         horizontal_flip: bool = True,
+        quarter_turns: bool = False,
+        rescale: Sequence[float] = (1.0,),
         on_broken: Literal["skip", "error"] = "error",
         cache_bytes: int = 1 << 30,
     ) -> None:
         _check_arguments(crop_size, scale, margin, seed)
         if on_broken not in ("skip", "error"):
             raise ValueError(f"on_broken must be 'skip' or 'error', got {on_broken!r}")
+        if not rescale or not all(0 < factor <= 1 for factor in rescale):
+            raise ValueError(f"rescale must hold factors above 0 and up to 1, got {list(rescale)}")
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes must not be negative, got {cache_bytes}")
         self.crop_size = crop_size
@@ -83,8 +90,10 @@ class RealISRDataset(Dataset[Sample]):
         self.margin = margin
         self.seed = seed
         self.horizontal_flip = horizontal_flip
+        self.quarter_turns = quarter_turns
+        self.rescale = tuple(rescale)
         self.cache_bytes = cache_bytes
-        self._cache: dict[Path, npt.NDArray[np.uint8]] = {}
+        self._cache: dict[tuple[Path, float], npt.NDArray[np.uint8]] = {}
         self._cached_bytes = 0
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
         self.paths: list[Path] = self._usable([Path(path) for path in paths], on_broken)
@@ -97,7 +106,8 @@ class RealISRDataset(Dataset[Sample]):
         problems: list[str] = []
         for path in paths:
             try:
-                _check_size(self._read(path), self.crop_size, path)
+                for factor in self.rescale:
+                    _check_size(self._read(path, factor), self.crop_size, path, factor)
             except ImageError as error:
                 problems.append(str(error))
             else:
@@ -109,12 +119,12 @@ class RealISRDataset(Dataset[Sample]):
             logger.warning("skipped photograph %s", problem)
         return usable
 
-    def _read(self, path: Path) -> npt.NDArray[np.uint8]:
-        image = self._cache.get(path)
+    def _read(self, path: Path, factor: float) -> npt.NDArray[np.uint8]:
+        image = self._cache.get((path, factor))
         if image is None:
-            image = read_image(path)
+            image = _rescaled(read_image(path), factor)
             if self._cached_bytes + image.nbytes <= self.cache_bytes:
-                self._cache[path] = image
+                self._cache[path, factor] = image
                 self._cached_bytes += image.nbytes
         return image
 
@@ -136,13 +146,14 @@ class RealISRDataset(Dataset[Sample]):
         if index < 0:
             raise IndexError(f"sample indices start at 0, got {index}")
         path = self.photograph_of(index)
-        image = self._read(path)
         rng = np.random.default_rng((_SAMPLE, self.seed, index))
+        image = self._read(path, self.rescale[int(rng.integers(len(self.rescale)))])
         crop = Crop(
             top=int(rng.integers(image.shape[0] - self.crop_size + 1)),
             left=int(rng.integers(image.shape[1] - self.crop_size + 1)),
             size=self.crop_size,
             flip=self.horizontal_flip and bool(rng.random() < 0.5),
+            quarter_turns=int(rng.integers(4)) if self.quarter_turns else 0,
         )
         return make_sample(
             image,
@@ -205,7 +216,7 @@ def heldout_pairs(
     samples: list[Sample] = []
     for path in map(Path, paths):
         image = read_image(path)
-        _check_size(image, crop_size, path)
+        _check_size(image, crop_size, path, 1.0)
         for number, crop in enumerate(_spread_crops(image, crop_size, crops_per_photo, path)):
             sample = make_sample(
                 image,
@@ -260,12 +271,21 @@ def _check_arguments(crop_size: int, scale: int, margin: int, seed: int) -> None
         raise ValueError(f"seed must not be negative, got {seed}")
 
 
-def _check_size(image: npt.NDArray[np.uint8], crop_size: int, path: Path) -> None:
+def _check_size(image: npt.NDArray[np.uint8], crop_size: int, path: Path, factor: float) -> None:
     height, width = image.shape[:2]
     if height < crop_size or width < crop_size:
+        rescaled = "" if factor == 1 else f", at {factor:g} of its size,"
         raise ImageError(
-            f"{path}: {width}x{height} pixels are too few for crops of {crop_size}x{crop_size} pixels"
+            f"{path}: {width}x{height} pixels{rescaled} are too few for crops of {crop_size}x{crop_size} pixels"
         )
+
+
+def _rescaled(image: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
+    if factor == 1:
+        return image
+    size = (round(image.shape[0] * factor), round(image.shape[1] * factor))
+    smaller = resize_bicubic(image.astype(np.float32), size)
+    return np.clip(np.rint(smaller), 0, 255).astype(np.uint8)
 
 
 def _use_one_thread() -> None:

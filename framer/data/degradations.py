@@ -132,9 +132,7 @@ def _resize(image: Picture, size: tuple[int, int], rng: np.random.Generator) -> 
     return resized
 
 
-def _resize_by_draw(
-    image: Picture, base: tuple[int, int], stage: StagePreset, rng: np.random.Generator
-) -> Picture:
+def _resize_by_draw(image: Picture, base: tuple[int, int], stage: StagePreset, rng: np.random.Generator) -> Picture:
     """Resizes to `base` times a drawn factor."""
     enlarge, shrink, keep = stage.resize_probabilities
     low, high = stage.resize_range

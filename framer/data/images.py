@@ -121,8 +121,7 @@ def _as_rgb(image: Image, sixteen_bit: bool, path: Path) -> npt.NDArray[np.uint8
         return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ImageError(
-            f"{path}: 32-bit samples (Pillow mode {image.mode!r}) have no known range; "
-            "convert the file to 8 or 16 bits"
+            f"{path}: 32-bit samples (Pillow mode {image.mode!r}) have no known range; convert the file to 8 or 16 bits"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")

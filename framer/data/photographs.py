@@ -47,16 +47,12 @@ def _scikit_image(file: str, licence: str, credit: str, source: str, split: Spli
 
 
 def _scikit_learn(file: str, credit: str, source: str, split: Split) -> Photograph:
-    return Photograph(
-        Path(file).stem, "sklearn", f"datasets/images/{file}", "CC-BY-2.0", credit, source, split
-    )
+    return Photograph(Path(file).stem, "sklearn", f"datasets/images/{file}", "CC-BY-2.0", credit, source, split)
 
 
 BUNDLED: tuple[Photograph, ...] = (
     _scikit_image("coffee.png", "CC0-1.0", "Rachel Michetti", "scikit-image, skimage.data.coffee", "train"),
-    _scikit_learn(
-        "china.jpg", "danielbuechele", "https://www.flickr.com/photos/danielbuechele/6061409035/", "train"
-    ),
+    _scikit_learn("china.jpg", "danielbuechele", "https://www.flickr.com/photos/danielbuechele/6061409035/", "train"),
     _scikit_image(
         "retina.jpg",
         "CC0-1.0",
@@ -71,18 +67,13 @@ BUNDLED: tuple[Photograph, ...] = (
         "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
         "train",
     ),
+    _scikit_image("brick.png", "CC0-1.0", "CC0Textures", "https://cc0textures.com/view.php?tex=Bricks25", "train"),
     _scikit_image(
-        "brick.png", "CC0-1.0", "CC0Textures", "https://cc0textures.com/view.php?tex=Bricks25", "train"
-    ),
-    _scikit_image(
-        "grass.png",
+        "camera.png",
         "CC0-1.0",
-        "linolafett",
-        "https://www.deviantart.com/linolafett/art/Grass-01-434853879",
+        "Lav Varshney",
+        "https://github.com/scikit-image/scikit-image/issues/3927",
         "train",
-    ),
-    _scikit_image(
-        "gravel.png", "CC0-1.0", "CC0Textures", "https://cc0textures.com/view.php?tex=Gravel04", "train"
     ),
     _scikit_image(
         "rocket.jpg",
@@ -91,20 +82,9 @@ BUNDLED: tuple[Photograph, ...] = (
         "https://www.flickr.com/photos/spacexphotos/16511594820/",
         "validation",
     ),
-    _scikit_image(
-        "camera.png",
-        "CC0-1.0",
-        "Lav Varshney",
-        "https://github.com/scikit-image/scikit-image/issues/3927",
-        "validation",
-    ),
     _scikit_image("astronaut.png", "public domain", "NASA", "https://flic.kr/p/r9qvLn", "heldout"),
-    _scikit_image(
-        "chelsea.png", "CC0-1.0", "Stefan van der Walt", "scikit-image, skimage.data.chelsea", "heldout"
-    ),
-    _scikit_learn(
-        "flower.jpg", "vultilion", "https://www.flickr.com/photos/vultilion/6056698931/", "heldout"
-    ),
+    _scikit_image("chelsea.png", "CC0-1.0", "Stefan van der Walt", "scikit-image, skimage.data.chelsea", "heldout"),
+    _scikit_learn("flower.jpg", "vultilion", "https://www.flickr.com/photos/vultilion/6056698931/", "heldout"),
     Photograph(
         "grace_hopper",
         "matplotlib",

@@ -176,6 +176,4 @@ def degradation_preset(name: str) -> DegradationPreset:
     try:
         return PRESETS[name]
     except KeyError:
-        raise UserError(
-            f"unknown degradation preset {name!r}; expected one of {', '.join(sorted(PRESETS))}"
-        ) from None
+        raise UserError(f"unknown degradation preset {name!r}; expected one of {', '.join(sorted(PRESETS))}") from None

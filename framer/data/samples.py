@@ -39,12 +39,14 @@ class Crop(NamedTuple):
         left: First column.
         size: Height and width.
         flip: Whether the crop is mirrored left to right.
+        quarter_turns: Counter-clockwise quarter turns, after the mirroring.
     """
 
     top: int
     left: int
     size: int
     flip: bool = False
+    quarter_turns: int = 0
 
 
 def make_sample(
@@ -76,18 +78,19 @@ def make_sample(
     top, bottom, above = _with_margin(crop.top, crop.size, image.shape[0], margin, scale)
     left, right, before = _with_margin(crop.left, crop.size, image.shape[1], margin, scale)
     region = image[top:bottom, left:right]
+    # Mirrored and turned before it is degraded: JPEG and the kernels are not symmetric.
     if crop.flip:
-        # Mirrored before it is degraded: JPEG and the kernels are not symmetric.
         region = region[:, ::-1]
-        before = (right - left) - crop.size - before
+        before = region.shape[1] - crop.size - before
+    for _ in range(crop.quarter_turns):
+        above, before = region.shape[1] - crop.size - before, above
+        region = np.rot90(region)
     degraded = degrade(region.astype(np.float32) / np.float32(255.0), preset, rng, scale=scale)
     hr = degraded.hr[above:, before:][: crop.size, : crop.size]
     lr_size = crop.size // scale
     lr = degraded.lr[above // scale :, before // scale :][:lr_size, :lr_size]
     upsampled = np.clip(resize_bicubic(lr, (crop.size, crop.size)), 0.0, 1.0)
-    return Sample(
-        hr=_to_tensor(hr), lr=_to_tensor(lr), lr_upsampled=_to_tensor(upsampled), index=index, name=name
-    )
+    return Sample(hr=_to_tensor(hr), lr=_to_tensor(lr), lr_upsampled=_to_tensor(upsampled), index=index, name=name)
 
 
 def _with_margin(start: int, size: int, length: int, margin: int, scale: int) -> tuple[int, int, int]:

@@ -27,9 +27,7 @@ class StreamSampler(Sampler[list[int]]):
         ValueError: A count is not positive, `rank` is out of range, or `stop` is before `start`.
     """
 
-    def __init__(
-        self, batch_size: int, rank: int, world_size: int, start: int = 0, stop: int | None = None
-    ) -> None:
+    def __init__(self, batch_size: int, rank: int, world_size: int, start: int = 0, stop: int | None = None) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if world_size < 1:

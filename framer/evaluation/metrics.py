@@ -45,9 +45,7 @@ def to_8bit(image: Image, *, name: str = "image") -> NDArray[np.uint8]:
         raise ValueError(f"{name}: expected shape [H, W, 3], got {list(image.shape)}")
     lowest, highest = float(image.min()), float(image.max())
     if not (lowest >= 0.0 and highest <= 1.0):
-        raise ValueError(
-            f"{name}: values must lie in [0, 1], got {lowest:g} to {highest:g}; clamp the picture first"
-        )
+        raise ValueError(f"{name}: values must lie in [0, 1], got {lowest:g} to {highest:g}; clamp the picture first")
     return np.rint(image.astype(np.float64) * 255.0).astype(np.uint8)
 
 

@@ -163,8 +163,7 @@ def _write_labels(draw: ImageDraw, rows: Sequence[SheetRow], layout: SheetLayout
             f"{row.lr.shape[1]} x {row.lr.shape[0]} px, shown x{_scale(row) * layout.zoom}",
             _quality(row.bicubic, row.hr),
             _quality(row.sr, row.hr),
-            f"{row.hr.shape[1]} x {row.hr.shape[0]} px"
-            + (f", shown x{layout.zoom}" if layout.zoom > 1 else ""),
+            f"{row.hr.shape[1]} x {row.hr.shape[0]} px" + (f", shown x{layout.zoom}" if layout.zoom > 1 else ""),
         )
         bottom = top + layout.zoom * row.hr.shape[0]
         for left, caption in zip(lefts, captions, strict=True):
@@ -173,9 +172,7 @@ def _write_labels(draw: ImageDraw, rows: Sequence[SheetRow], layout: SheetLayout
 
 def _quality(picture: Image, hr: Image) -> str:
     decibel = psnr(picture, hr)
-    return (
-        "PSNR inf" if math.isinf(decibel) else f"PSNR {decibel:.2f} dB"
-    ) + f"   SSIM {ssim(picture, hr):.4f}"
+    return ("PSNR inf" if math.isinf(decibel) else f"PSNR {decibel:.2f} dB") + f"   SSIM {ssim(picture, hr):.4f}"
 
 
 def _scale(row: SheetRow) -> int:
@@ -187,9 +184,7 @@ def _scale(row: SheetRow) -> int:
         raise ValueError(f"{row.name}: bicubic, SR and HR must have the same shape, got {shapes}")
     scale, rest = divmod(shapes["HR"][0], shapes["LR"][0])
     if scale == 0 or rest or shapes["HR"][1] != scale * shapes["LR"][1]:
-        raise ValueError(
-            f"{row.name}: HR must be an integer multiple of LR, the same on both axes, got {shapes}"
-        )
+        raise ValueError(f"{row.name}: HR must be an integer multiple of LR, the same on both axes, got {shapes}")
     return int(scale)
 
 

@@ -208,9 +208,7 @@ def read_evaluation(path: Path) -> list[EvaluationRow]:
         ) from error
     expected = {"psnr": PSNR_ID, "ssim": SSIM_ID}
     if metric_ids != expected:
-        raise UserError(
-            f"{path}: measured as {metric_ids}, which cannot be compared with {expected}; evaluate again"
-        )
+        raise UserError(f"{path}: measured as {metric_ids}, which cannot be compared with {expected}; evaluate again")
     return rows
 
 

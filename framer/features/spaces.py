@@ -81,14 +81,12 @@ def _velocity_map(tokens: Tensor, capture: Capture, adapter: Adapter, conditioni
         return velocity
 
 
-def _clean_map(
-    tokens: Tensor, to_velocity: Callable[[Tensor], Tensor], noisy: Tensor, sigma: Tensor
-) -> Tensor:
+def _clean_map(tokens: Tensor, to_velocity: Callable[[Tensor], Tensor], noisy: Tensor, sigma: Tensor) -> Tensor:
     velocity = to_velocity(tokens)
     if noisy.shape != velocity.shape:
         raise FeatureError(
-            f"sample has shape {list(noisy.shape)}, but the model's prediction has {list(velocity.shape)}: pass "
-            "the noisy latent alone, in the size that the model saw and without the channels of a condition."
+            f"sample has shape {list(noisy.shape)}, but the model's prediction has {list(velocity.shape)}: "
+            "pass the noisy latent alone, in the size that the model saw and without a condition's channels."
         )
     return noisy - sigma * velocity.to(noisy.dtype)
 

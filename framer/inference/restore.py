@@ -58,9 +58,7 @@ class Restorer:
         size, _, height, width = upsampled.shape
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}")
-        scheduler = FlowMatchEulerDiscreteScheduler(
-            num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.timestep_shift
-        )
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.timestep_shift)
         # Evenly spaced from 1; the scheduler's own spacing would spend its last step next to zero.
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / self.num_inference_steps, self.num_inference_steps))
         channels = self.latents.channels

@@ -27,7 +27,13 @@ def gaussian_window(height: int, width: int) -> Tensor:
 
 
 def blend_tiles(
-    function: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int, multiple: int = 1, batch: int = 16
+    function: Callable[[Tensor], Tensor],
+    image: Tensor,
+    *,
+    tile: int,
+    overlap: int,
+    multiple: int = 1,
+    batch: int = 16,
 ) -> Tensor:
     """Applies ``function`` to overlapping tiles and returns their gaussian-weighted mean.
 

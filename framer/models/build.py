@@ -92,7 +92,11 @@ def _load_transformer(config: ModelConfig) -> SD3Transformer2DModel:
             )
     _check_restoration(folder, config)
     return SD3Transformer2DModel.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+        folder,
+        torch_dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        low_cpu_mem_usage=False,
     )
 
 

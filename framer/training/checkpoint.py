@@ -176,7 +176,7 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, *, expected: Trai
         else:
             rng = torch.load(checkpoint / f"rng-rank-{dist.get_rank()}.pt", weights_only=True)
             torch.set_rng_state(rng["torch"])
-    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the unpickler raise
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
         failure = f"{type(error).__name__}: {error}"
     _raise_on_all_ranks(failure, f"cannot load {checkpoint}; remove the folder to use the previous one")
     return state

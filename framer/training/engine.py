@@ -34,6 +34,8 @@ def start_distributed() -> None:
             port = free.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It would compile a shared-memory collective for CPUs at start, and fail where there is no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
     )
@@ -78,6 +80,24 @@ def start_engine(model: nn.Module, config: TrainConfig) -> DeepSpeedEngine:
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_config(config))
     return engine
+
+
+def step(engine: DeepSpeedEngine) -> float:
+    """Ends a micro-step; at the end of an accumulation, takes the optimizer step.
+
+    Returns:
+        Global norm of the gradient before clipping where the optimizer stepped; 0 between.
+    """
+    boundary = engine.is_gradient_accumulation_boundary()
+    # ZeRO and the bf16 optimizer report their norm after the step; plain fp32 reports none.
+    reports_norm = hasattr(engine.optimizer, "_global_grad_norm")
+    norm = torch.zeros(())
+    if boundary and not reports_norm:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.step()
+    if not boundary:
+        return 0.0
+    return float(engine.get_global_grad_norm() or 0.0) if reports_norm else float(norm)
 
 
 def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -52,7 +52,12 @@ def load_heldout(config: TrainConfig) -> HeldOut:
         UserError: The folder is missing or empty, or a photograph cannot be read or is smaller than the crop.
     """
     source = config.data.evaluation
-    paths = bundled_photographs("heldout") if source == "bundled" else find_images(Path(source))
+    if source == "heldout":
+        paths = bundled_photographs("heldout")
+    elif source == "validation":
+        paths = bundled_photographs("validation")
+    else:
+        paths = find_images(Path(source))
     pairs = heldout_pairs(
         paths,
         crop_size=config.evaluation.crop_size,
@@ -97,8 +102,7 @@ def restore_heldout(
     model.eval()
     restorer = build_restorer(model, config)
     sr = [
-        restorer(upsampled[None].to(device), seed=config.evaluation.seed).cpu()[0]
-        for upsampled in heldout.lr_upsampled
+        restorer(upsampled[None].to(device), seed=config.evaluation.seed).cpu()[0] for upsampled in heldout.lr_upsampled
     ]
     model.train(was_training)
     return Evaluated(

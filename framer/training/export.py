@@ -20,9 +20,11 @@ from framer.training.engine import master_weights
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> None:
-    """Writes ``config.json``, float32 safetensors and the settings of inference; every rank must call it.
+    """Writes ``config.json``, safetensors and the settings of inference; every rank must call it.
 
     Args:
         engine: Of any ZeRO stage; parameters are gathered one at a time.
@@ -35,7 +37,7 @@ def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> 
     weights = {}
     for name, value in master_weights(engine):
         if dist.get_rank() == 0:
-            weights[name] = value.to("cpu", torch.float32, copy=True)
+            weights[name] = value.to("cpu", DTYPES[config.training.export_dtype], copy=True)
     if dist.get_rank() == 0:
         try:
             write_diffusers_folder(engine.module, weights, config, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,15 @@ def first_non_finite_layer(model: nn.Module, inputs: Mapping[str, Tensor]) -> st
             return f"input {name}"
     found: list[str] = []
 
-    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
+    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
             tensors = output if isinstance(output, (tuple, list)) else (output,)
             if not found and any(isinstance(t, Tensor) and not torch.isfinite(t).all() for t in tensors):
                 found.append(name)
 
-        return modules[name].register_forward_hook(hook)
+        return hook
 
-    modules = {name: module for name, module in model.named_modules() if name}
-    handles = [watch(name) for name in modules]
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
             model(**inputs)

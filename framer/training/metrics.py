@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ConfigDict
+
+from framer.analysis.history import StepMetrics
 from framer.errors import UserError
 from framer.extras import require
 from framer.files import write_text
@@ -15,38 +17,36 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class LayerMetrics(TypedDict):
-    """Means over the batch, one value a student layer."""
+class StepTime(BaseModel):
+    """What differs from run to run, apart from what must not.
 
-    names: list[str]
-    intra: list[float]
-    inter: list[float]
-    weight_lf: list[float]
-    weight_hf: list[float]
-    align_lf: list[float]
-    align_hf: list[float]
+    Attributes:
+        seconds: Wall time of the step.
+        images_per_second: Samples of all ranks over that time.
+        data_wait_fraction: Part of the time that the step waited for its batch.
+    """
 
-
-class TimeMetrics(TypedDict):
-    """What differs from run to run, apart from what must not."""
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: float
     images_per_second: float
     data_wait_fraction: float
 
 
-class StepMetrics(TypedDict):
-    """One line of ``metrics.jsonl``."""
+class TrainingStep(StepMetrics):
+    """One line of ``metrics.jsonl``: what the plots read, and what one watches a run by.
 
-    step: int
-    loss: float
-    noise_loss: float
-    framer_loss: float | None
+    Attributes:
+        gradient_norm: Global norm before clipping.
+        learning_rate: Learning rate of the step.
+        samples: Samples seen by all ranks so far.
+        time: Timings.
+    """
+
     gradient_norm: float
     learning_rate: float
     samples: int
-    layers: LayerMetrics | None
-    time: TimeMetrics
+    time: StepTime
 
 
 class MetricsLog:
@@ -69,13 +69,13 @@ class MetricsLog:
             writer_class = require("torch.utils.tensorboard", extra="train").SummaryWriter
             self._writer = writer_class(str(tensorboard), purge_step=start_step + 1)
 
-    def write(self, metrics: StepMetrics) -> None:
+    def write(self, metrics: TrainingStep) -> None:
         """Appends one step."""
-        self._file.write(json.dumps(metrics) + "\n")
+        self._file.write(metrics.model_dump_json() + "\n")
         self._file.flush()
         if self._writer is not None:
             for name, value in _scalars(metrics).items():
-                self._writer.add_scalar(name, value, metrics["step"])
+                self._writer.add_scalar(name, value, metrics.step)
 
     def close(self) -> None:
         """Writes what is buffered."""
@@ -98,11 +98,12 @@ def _keep_until(path: Path, last_step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def _scalars(metrics: StepMetrics) -> dict[str, float]:
-    values: dict[str, Any] = {f"train/{k}": v for k, v in metrics.items() if k not in ("step", "layers", "time")}
-    values |= {f"time/{k}": v for k, v in metrics["time"].items()}
-    layers = metrics["layers"]
-    if layers is not None:
-        for i, name in enumerate(layers["names"]):
-            values |= {f"framer_{k}/{name}": v[i] for k, v in layers.items() if k != "names"}  # type: ignore[index]
-    return {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
+def _scalars(metrics: TrainingStep) -> dict[str, float]:
+    values = metrics.model_dump(exclude={"step", "layers", "time"}, exclude_none=True)
+    scalars = {f"train/{key}": float(value) for key, value in values.items()}
+    scalars |= {f"time/{key}": float(value) for key, value in metrics.time.model_dump().items()}
+    if metrics.layers is not None:
+        layers = metrics.layers.model_dump()
+        for i, name in enumerate(layers.pop("names")):
+            scalars |= {f"framer_{key}/{name}": float(value[i]) for key, value in layers.items()}
+    return scalars

@@ -165,11 +165,10 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
 
 
 def _notes(config: TrainConfig) -> list[str]:
-    where = (
-        "the photographs that ship for evaluation; no training used them"
-        if config.data.evaluation == "bundled"
-        else f"the photographs in `{config.data.evaluation}`"
-    )
+    where = {
+        "heldout": "the bundled held-out photographs, on which nothing is trained or chosen",
+        "validation": "the bundled validation photograph, on which settings are chosen",
+    }.get(config.data.evaluation, f"the photographs in `{config.data.evaluation}`")
     return [
         f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "
         "again on the same kind of machine.",

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from framer.analysis.history import LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
 from framer.data.dataset import RealISRDataset, Sample
@@ -28,11 +29,11 @@ from framer.models.conditioning import model_inputs
 from framer.objectives import FlowMatching
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
-from framer.training.engine import mean_over_ranks, start_distributed, start_engine
+from framer.training.engine import mean_over_ranks, start_distributed, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.health import NonFiniteLossError, first_non_finite_layer
-from framer.training.metrics import LayerMetrics, MetricsLog, StepMetrics
+from framer.training.metrics import MetricsLog, StepTime, TrainingStep
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
@@ -51,6 +52,8 @@ class StepLosses(NamedTuple):
     framer_loss: Tensor
     layers: Tensor
     """``[6, N]``, in the order of ``LAYER_METRICS``; empty without FRAMER."""
+    gradient_norm: Tensor
+    """0 but in the last micro-step."""
 
 
 class Trainer:
@@ -76,6 +79,8 @@ class Trainer:
             degradation=config.data.degradation,
             seed=config.seed,
             horizontal_flip=config.data.horizontal_flip,
+            quarter_turns=config.data.quarter_turns,
+            rescale=config.data.rescale,
             on_broken=config.data.on_broken,
         )
         self.heldout = load_heldout(config)
@@ -128,7 +133,7 @@ class Trainer:
                 if log is not None:
                     log.write(metrics)
                 progress.update()
-                progress.set_postfix(loss=f"{metrics['loss']:.4f}")
+                progress.set_postfix(loss=f"{metrics.loss:.4f}")
                 last = self.step == settings.max_steps
                 if last or self.step % settings.checkpoint_steps == 0:
                     self._save()
@@ -140,10 +145,13 @@ class Trainer:
                 log.close()
         return self._finish()
 
-    def _optimizer_step(self, batches: Iterator[Sample]) -> StepMetrics:
+    def _optimizer_step(self, batches: Iterator[Sample]) -> TrainingStep:
         settings = self.config.training
         rate = learning_rate(
-            self.step, peak=self.config.optimizer.lr, max_steps=settings.max_steps, config=self.config.lr_scheduler
+            self.step,
+            peak=self.config.optimizer.lr,
+            max_steps=settings.max_steps,
+            config=self.config.lr_scheduler,
         )
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
@@ -160,27 +168,25 @@ class Trainer:
         losses = StepLosses(*(mean_over_ranks(torch.stack(values).mean(dim=0)) for values in zip(*parts, strict=True)))
         seconds = time.perf_counter() - started
         images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
-        return StepMetrics(
+        return TrainingStep(
             step=self.step,
             loss=float(losses.loss),
             noise_loss=float(losses.noise_loss),
             framer_loss=float(losses.framer_loss) if self.framer is not None else None,
-            gradient_norm=float(self.engine.get_global_grad_norm() or 0.0),
+            gradient_norm=float(parts[-1].gradient_norm),
             learning_rate=rate,
             samples=self.step * images,
             layers=self._layer_metrics(losses.layers),
-            time={
-                "seconds": seconds,
-                "images_per_second": images / seconds,
-                "data_wait_fraction": waited / seconds,
-            },
+            time=StepTime(seconds=seconds, images_per_second=images / seconds, data_wait_fraction=waited / seconds),
         )
 
     def _micro_step(self, batch: Sample) -> StepLosses:
         dtype = next(self.model.parameters()).dtype
         upsampled = batch["lr_upsampled"].to(self.device)
         noisy = self.objective.add_noise(
-            self.latents.encode(batch["hr"].to(self.device), upsampled), torch.as_tensor(batch["index"]).tolist(), self.config.seed
+            self.latents.encode(batch["hr"].to(self.device), upsampled),
+            torch.as_tensor(batch["index"]).tolist(),
+            self.config.seed,
         )
         inputs = model_inputs(self.model, noisy.sample.to(dtype), upsampled.to(dtype), noisy.timesteps)
         out: FramerOutput | None = None
@@ -196,9 +202,9 @@ class Trainer:
         if not math.isfinite(float(mean_over_ranks(loss.detach()))):
             self._fail(inputs, noise_loss, framer_loss)
         self.engine.backward(loss)
-        self.engine.step()
+        norm = torch.tensor(step(self.engine), device=self.device)
         layers = torch.empty(0) if out is None else _mean_diagnostics(out)
-        return StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers)
+        return StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers, norm)
 
     def _fail(self, inputs: dict[str, Tensor], noise_loss: Tensor, framer_loss: Tensor) -> None:
         layer = first_non_finite_layer(self.model, inputs)

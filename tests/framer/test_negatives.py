@@ -38,9 +38,7 @@ def test_each_negative_is_uniform_over_the_other_layers(mode):
         counts[range(layers), draw_negatives(layers, mode, 7, draw)] += 1
     assert (counts.diagonal() == 0).all()
     expected = draws / (layers - 1)
-    statistic = (
-        (np.square(counts - expected) / expected)[~np.eye(layers, dtype=bool)].reshape(layers, -1).sum(1)
-    )
+    statistic = (np.square(counts - expected) / expected)[~np.eye(layers, dtype=bool)].reshape(layers, -1).sum(1)
     # chi-squared with 3 degrees of freedom: above 16.3 once in 1000
     assert statistic.max() < 16.3
 

@@ -25,9 +25,7 @@ DEFINITIONS: dict[str, Definition] = {
 }
 
 
-def closed_form(
-    layers: int = 5, batch: int = 3, channels: int = 4, height: int = 16, width: int = 16
-) -> Tensor:
+def closed_form(layers: int = 5, batch: int = 3, channels: int = 4, height: int = 16, width: int = 16) -> Tensor:
     """The features of the golden numbers, ``[layers, B, C, H, W]`` float64; all indices count from 1."""
     ranges = [torch.arange(1, n + 1, dtype=torch.float64) for n in (layers, batch, channels, height, width)]
     n, b, c, h, w = torch.meshgrid(*ranges, indexing="ij")
@@ -38,9 +36,7 @@ def closed_form(
     )
 
 
-def small_features(
-    layers: int = 5, batch: int = 2, channels: int = 2, height: int = 5, width: int = 6
-) -> list[Tensor]:
+def small_features(layers: int = 5, batch: int = 2, channels: int = 2, height: int = 5, width: int = 6) -> list[Tensor]:
     """Tiny generic float64 maps; the last one is the teacher, which all others resemble a little."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch, channels, height, width)

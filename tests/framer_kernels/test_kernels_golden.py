@@ -41,9 +41,7 @@ GOLDEN: list[tuple[str, dict[str, Any], list[float]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"), [case[1:] for case in GOLDEN], ids=[case[0] for case in GOLDEN]
-)
+@pytest.mark.parametrize(("settings", "expected"), [case[1:] for case in GOLDEN], ids=[case[0] for case in GOLDEN])
 def test_golden_numbers(settings: dict[str, Any], expected: list[float]) -> None:
     *students, teacher = closed_form()
 
@@ -80,9 +78,7 @@ def test_diagnostics_make_up_the_loss(faw: Any, fam: bool) -> None:
 def test_diagnostics_are_what_the_operations_give(definition: Any, shared: bool) -> None:
     *students, teacher = closed_form(batch=2, channels=2, height=7, width=10)
 
-    out = framer_loss(
-        students, teacher, negatives=NEGATIVES, temperature=0.3, shared_negatives=shared, **definition
-    )
+    out = framer_loss(students, teacher, negatives=NEGATIVES, temperature=0.3, shared_negatives=shared, **definition)
 
     for i, x in enumerate(students):
         x_j = students[NEGATIVES[i]]
@@ -90,9 +86,7 @@ def test_diagnostics_are_what_the_operations_give(definition: Any, shared: bool)
         similarity = band_similarity(x, teacher, teacher=teacher, **definition)
         expected = {
             "intra": intra_contrastive_loss(x, teacher, x_j, temperature=0.3, **definition),
-            "inter": inter_contrastive_loss(
-                x, teacher, x_j, temperature=0.3, shared_negatives=shared, **definition
-            ),
+            "inter": inter_contrastive_loss(x, teacher, x_j, temperature=0.3, shared_negatives=shared, **definition),
             "energy_lf": energy.lf,
             "energy_hf": energy.hf,
             "align_lf": similarity.lf.clamp(min=0),

@@ -159,9 +159,7 @@ def test_zero_features_have_zero_gradient(definition: Any, faw: Any, fam: bool, 
     students[1][1].zero_()
     students = leaves(students)
 
-    out = framer_loss(
-        students, teacher, negatives=NEGATIVES, temperature=0.0075, faw=faw, fam=fam, **definition
-    )
+    out = framer_loss(students, teacher, negatives=NEGATIVES, temperature=0.0075, faw=faw, fam=fam, **definition)
     out.loss.sum().backward()
 
     assert all(field.isfinite().all() for field in out)

@@ -80,9 +80,7 @@ def violations(name: str, source: str) -> list[str]:
 def test_the_package_keeps_the_rules() -> None:
     sources = modules()
 
-    assert {"framer_kernels", "framer_kernels.reference", "framer_kernels.ops.framer_loss.api"} <= set(
-        sources
-    )
+    assert {"framer_kernels", "framer_kernels.reference", "framer_kernels.ops.framer_loss.api"} <= set(sources)
     assert [line for name, source in sources.items() for line in violations(name, source)] == []
 
 
@@ -143,9 +141,7 @@ print("ok")
 """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT.parent)}
 
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
 
     assert done.stdout.strip() == "ok", done.stderr
 

@@ -142,9 +142,7 @@ def test_inputs_are_never_written(definition: Any) -> None:
     copies = [x.clone() for x in features]
     *students, teacher = [x.requires_grad_() for x in features]
 
-    framer_loss(
-        students, teacher, negatives=NEGATIVES, shared_negatives=True, **definition
-    ).loss.sum().backward()
+    framer_loss(students, teacher, negatives=NEGATIVES, shared_negatives=True, **definition).loss.sum().backward()
 
     assert all(torch.equal(x, copy) for x, copy in zip(features, copies, strict=True))
 

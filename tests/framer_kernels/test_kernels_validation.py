@@ -133,9 +133,7 @@ def test_framer_loss_refuses(changes: dict[str, Any], error: type[Exception], me
 
 def test_unchanged_arguments_are_accepted() -> None:
     # What every case above changes one thing of.
-    out = framer_loss(
-        tuple(STUDENTS), TEACHER, negatives=tuple(NEGATIVES), temperature=1, backend="reference"
-    )
+    out = framer_loss(tuple(STUDENTS), TEACHER, negatives=tuple(NEGATIVES), temperature=1, backend="reference")
 
     assert torch.equal(out.loss, framer_loss(STUDENTS, TEACHER, negatives=NEGATIVES).loss)
 
@@ -184,9 +182,7 @@ def test_inter_refuses() -> None:
 
 @pytest.mark.parametrize("name", ["band_energy", "band_similarity"])
 def test_quantile_bands_need_a_teacher(name: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"pass teacher=, got None with BandSplit\(kind='quantile', value=0.2\)"
-    ):
+    with pytest.raises(ValueError, match=r"pass teacher=, got None with BandSplit\(kind='quantile', value=0.2\)"):
         OPERATIONS[name](bands=BandSplit.quantile(0.2))
     with pytest.raises(ValueError, match="teacher must have the shape of x"):
         OPERATIONS[name](bands=BandSplit.quantile(0.2), teacher=TEACHER[:1])

@@ -24,9 +24,7 @@ def low_band(features: Tensor) -> Tensor:
 
 def test_the_teacher_itself_scores_1_whatever_its_scale() -> None:
     teacher = noise(0)
-    result = depth_similarity(
-        [teacher, 3 * teacher, -teacher], teacher, bands=BANDS, representation="complex"
-    )
+    result = depth_similarity([teacher, 3 * teacher, -teacher], teacher, bands=BANDS, representation="complex")
     assert result.lf == pytest.approx([1.0, 1.0, -1.0], abs=1e-12)
     assert result.hf == pytest.approx([1.0, 1.0, -1.0], abs=1e-12)
 
@@ -45,9 +43,7 @@ def test_the_bands_are_not_swapped_and_layers_keep_their_order() -> None:
     low, high = low_band(teacher), teacher - low_band(teacher)
     # Each layer shares one band with the teacher; in the other it holds noise.
     noise_low, noise_high = low_band(noise(1)), noise(1) - low_band(noise(1))
-    result = depth_similarity(
-        [low + noise_high, high + noise_low], teacher, bands=BANDS, representation="complex"
-    )
+    result = depth_similarity([low + noise_high, high + noise_low], teacher, bands=BANDS, representation="complex")
     assert result.lf[0] == pytest.approx(1.0, abs=1e-12)
     assert result.hf[0] == pytest.approx(0.0, abs=0.05)
     assert result.lf[1] == pytest.approx(0.0, abs=0.2)
@@ -116,7 +112,5 @@ def test_plot_refuses_what_cannot_be_compared(tmp_path: Path, curves: dict[int, 
     with pytest.raises(ValueError, match="no timesteps"):
         plot_depth_similarity(tmp_path / "depth.png", {}, title="Similarity")
     with pytest.raises(ValueError, match=r"this model was measured at t = \[300, 700\], base at \[300\]"):
-        plot_depth_similarity(
-            tmp_path / "depth.png", curves, title="Similarity", compare=("base", {300: curves[300]})
-        )
+        plot_depth_similarity(tmp_path / "depth.png", curves, title="Similarity", compare=("base", {300: curves[300]}))
     assert list(tmp_path.iterdir()) == []

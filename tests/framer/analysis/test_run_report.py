@@ -43,9 +43,7 @@ def test_the_report_shows_settings_command_table_and_notes(run_folder: Path) -> 
     assert "```bash\ndeepspeed train.py --config configs/quickstart.yaml\n```" in text
     assert PSNR_ID in text
     assert SSIM_ID in text
-    assert (
-        "Mean PSNR: SR 25.25 dB, bicubic 25.00 dB, gain +0.25 dB; SR is higher on 1 of 2 photographs." in text
-    )
+    assert "Mean PSNR: SR 25.25 dB, bicubic 25.00 dB, gain +0.25 dB; SR is higher on 1 of 2 photographs." in text
     assert "* The held-out photographs were never trained on." in text
     assert "Losses of steps 1 to 10." in text
 
@@ -76,9 +74,7 @@ def test_a_missing_figure_is_refused_and_the_old_report_stays(run_folder: Path) 
     assert (run_folder / "report.md").read_text(encoding="utf-8") == before
 
 
-@pytest.mark.parametrize(
-    "path", [Path("/etc/hostname"), Path("../outside.png"), Path("plots/../../outside.png")]
-)
+@pytest.mark.parametrize("path", [Path("/etc/hostname"), Path("../outside.png"), Path("plots/../../outside.png")])
 def test_a_figure_outside_the_run_folder_is_refused(run_folder: Path, path: Path) -> None:
     (run_folder.parent / "outside.png").write_bytes(b"PNG")
     with pytest.raises(UserError, match="path inside"):

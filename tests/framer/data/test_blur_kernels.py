@@ -128,3 +128,24 @@ def test_sigma_stays_in_its_range() -> None:
     sigmas = [math.sqrt((draw_kernel(preset, rng).sum(axis=0) * squares).sum()) for _ in range(200)]
     assert 1.0 <= min(sigmas) < 1.03
     assert 1.47 < max(sigmas) <= 1.5
+
+
+@pytest.mark.parametrize("shape", ["generalized_iso", "plateau_iso"])
+def test_beta_is_drawn_below_and_above_one_alike(shape: str) -> None:
+    preset = KernelPreset(
+        sigma=(2.0, 2.0),
+        beta_generalized=(0.5, 3.0),
+        beta_plateau=(0.5, 3.0),
+        shapes=((shape, 1.0),),  # type: ignore[arg-type]
+        sizes=(11,),
+        sinc_probability=0.0,
+    )
+    rng = np.random.default_rng(3)
+    betas = []
+    for _ in range(400):
+        kernel = draw_kernel(preset, rng).astype(float)
+        ratio = kernel[5, 5] / kernel[5, 9]  # two sigma apart: q = 4
+        betas.append(math.log(2 * math.log(ratio) if shape == "generalized_iso" else ratio - 1, 4))
+    assert min(betas) == pytest.approx(0.5, abs=0.02)
+    assert max(betas) == pytest.approx(3.0, abs=0.05)
+    assert 160 < sum(beta < 1 for beta in betas) < 240

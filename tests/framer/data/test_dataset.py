@@ -69,13 +69,14 @@ def test_every_epoch_visits_every_photograph_once_in_its_own_order(tmp_path: Pat
     assert dataset[7 * 5 + 2]["name"] == epochs[5][2]
 
 
-def test_crops_reach_every_edge_and_flip_half_the_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("margin", [0, 5])
+def test_crops_reach_every_edge_and_flip_half_the_time(tmp_path: Path, margin: int) -> None:
     # Red counts columns and green counts rows, so that a pixel tells where it comes from.
     image = np.zeros((12, 16, 3), np.uint8)
     image[..., 0] = np.arange(16) * 10
     image[..., 1] = np.arange(12)[:, None] * 10
     write_png(tmp_path / "a.png", image)
-    dataset = RealISRDataset([tmp_path / "a.png"], crop_size=8, margin=0)
+    dataset = RealISRDataset([tmp_path / "a.png"], crop_size=8, margin=margin)
     corners, flips = set(), 0
     for index in range(300):
         hr = ((dataset[index]["hr"] + 1.0) * 12.75).round().int()
@@ -89,6 +90,10 @@ def test_crops_reach_every_edge_and_flip_half_the_time(tmp_path: Path) -> None:
     assert 110 < flips < 190
     straight = RealISRDataset([tmp_path / "a.png"], crop_size=8, horizontal_flip=False)
     assert all(straight[index]["hr"][0, 0, 0] < straight[index]["hr"][0, 0, -1] for index in range(20))
+    # Mirroring must not move the crop: both datasets cut sample after sample at the same place.
+    for index in range(40):
+        mirrored, plain = dataset[index]["hr"], straight[index]["hr"]
+        assert torch.equal(mirrored, plain) or torch.equal(mirrored.flip(-1), plain)
 
 
 @pytest.mark.parametrize("margin", [0, 5, 32])
@@ -105,15 +110,14 @@ def test_lr_and_hr_are_of_the_same_place(tmp_path: Path, margin: int) -> None:
             moved = sample["lr_upsampled"].roll((down, right), dims=(1, 2))[:, 8:-8, 8:-8]
             agreement[down, right] += float((inner * moved).mean()) / 24
     assert max(agreement, key=lambda shift: agreement[shift]) == (0, 0)
-    # Blocks of four LR pixels in black and white survive the degradation; those of another place would not agree.
+    # Blocks of four LR pixels in black and white survive the degradation; blocks of another place disagree.
     assert agreement[0, 0] > 0.6
 
 
 def test_margin_replaces_invented_borders(tmp_path: Path) -> None:
     _write(tmp_path / "a.png", 96, 96)
     plain, wide = (
-        RealISRDataset([tmp_path / "a.png"], crop_size=32, margin=margin, horizontal_flip=False)
-        for margin in (0, 32)
+        RealISRDataset([tmp_path / "a.png"], crop_size=32, margin=margin, horizontal_flip=False) for margin in (0, 32)
     )
     for index in range(4):
         assert torch.equal(plain[index]["hr"], wide[index]["hr"])

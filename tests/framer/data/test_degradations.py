@@ -60,9 +60,7 @@ def test_presets_hold_the_published_values(field: str) -> None:
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(
-        UserError, match="unknown degradation preset 'hevy'; expected one of heavy, light, stablesr"
-    ):
+    with pytest.raises(UserError, match="unknown degradation preset 'hevy'; expected one of heavy, light, stablesr"):
         degradation_preset("hevy")
 
 

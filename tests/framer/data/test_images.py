@@ -41,9 +41,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_write_png_refuses_floats(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"a\.png: expected a uint8 \[H, W, 3\] image, got float32 \[4, 4, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"a\.png: expected a uint8 \[H, W, 3\] image, got float32 \[4, 4, 3\]"):
         write_png(tmp_path / "a.png", np.zeros((4, 4, 3), np.float32))
 
 

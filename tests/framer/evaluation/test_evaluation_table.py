@@ -67,9 +67,7 @@ def test_markdown_holds_every_row_the_means_and_the_ids() -> None:
     lines = markdown_table(ROWS).splitlines()
     assert lines[2] == "| coffee.png | 24.00 | 25.50 | +1.50 | 0.7000 | 0.7500 | +0.0500 |"
     assert lines[3] == r"| a\|b_c | 26.00 | 25.00 | -1.00 | 0.8000 | 0.7900 | -0.0100 |"
-    assert lines[4] == (
-        "| **mean of 2** | **25.00** | **25.25** | **+0.25** | **0.7500** | **0.7700** | **+0.0200** |"
-    )
+    assert lines[4] == ("| **mean of 2** | **25.00** | **25.25** | **+0.25** | **0.7500** | **0.7700** | **+0.0200** |")
     assert PSNR_ID in lines[6]
     assert SSIM_ID in lines[7]
 
@@ -92,9 +90,7 @@ def test_a_table_of_other_metrics_is_not_read(tmp_path: Path) -> None:
         read_evaluation(path)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"metrics": {}, "rows": [{"name": "a"}]}', '{"metrics": 1, "r']
-)
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"metrics": {}, "rows": [{"name": "a"}]}', '{"metrics": 1, "r'])
 def test_a_damaged_table_is_a_clear_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(content)

@@ -70,9 +70,7 @@ def test_sigmas_broadcast(make_model, make_inputs, shape):
     students, _ = feature_maps(
         capture, adapter_for(model), "x0", sample=sample, sigmas=torch.full(shape, 0.5, dtype=torch.float64)
     )
-    expected, _ = feature_maps(
-        capture, adapter_for(model), "x0", sample=sample, sigmas=torch.tensor([0.5, 0.5])
-    )
+    expected, _ = feature_maps(capture, adapter_for(model), "x0", sample=sample, sigmas=torch.tensor([0.5, 0.5]))
     assert students[0].dtype == torch.float32
     torch.testing.assert_close(students[0], expected[0])
 
@@ -138,7 +136,7 @@ def test_concatenated_condition_is_not_part_of_the_sample(make_model, make_input
     noisy, sigmas = inputs["hidden_states"][:, :4], torch.ones(2)
     students, _ = feature_maps(capture, adapter_for(model), "x0", sample=noisy, sigmas=sigmas)
     assert students[0].shape == (2, 4, 8, 12)
-    with pytest.raises(FeatureError, match="without the channels of a condition"):
+    with pytest.raises(FeatureError, match="without a condition's channels"):
         feature_maps(capture, adapter_for(model), "x0", sample=inputs["hidden_states"], sigmas=sigmas)
 
 

@@ -57,9 +57,7 @@ def test_captures_the_very_tensors_that_flow_between_blocks(make_model, make_inp
 def test_conditioning_is_what_the_blocks_saw(make_model, make_inputs):
     model, inputs = make_model(), make_inputs()
     _, capture = record(tap_of(model), model, inputs)
-    assert torch.equal(
-        capture.conditioning, model.time_text_embed(inputs["timestep"], inputs["pooled_projections"])
-    )
+    assert torch.equal(capture.conditioning, model.time_text_embed(inputs["timestep"], inputs["pooled_projections"]))
 
 
 def gradients(model: nn.Module, inputs: dict[str, torch.Tensor], tap: BlockTap) -> dict[str, torch.Tensor]:
@@ -121,9 +119,7 @@ def test_without_checkpointing_blocks_are_called_by_keyword_as_the_model_does(ma
     model = make_model()
     calls = []
     for block in model.transformer_blocks:
-        block.register_forward_pre_hook(
-            lambda _, args, kwargs: calls.append((args, set(kwargs))), with_kwargs=True
-        )
+        block.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, set(kwargs))), with_kwargs=True)
     model(**make_inputs())
     own = calls.copy()
     calls.clear()
