@@ -29,6 +29,7 @@ from framer.features import (
     adapter_for,
     feature_maps,
 )
+from framer.features.spaces import PredictionType
 from framer.negatives import draw_negatives
 from framer_kernels import BandSplit, FramerLoss, framer_loss
 
@@ -98,6 +99,8 @@ class Framer:
         group: Processes whose samples are the other images in the high band's loss; by default all of
             them where ``torch.distributed`` is initialised. Without effect where the config's
             ``in_batch_negatives_across_ranks`` is off.
+        prediction_type: What the model's output is, ``"velocity"`` or the clean ``"sample"``; feature spaces ``x0``
+            and ``velocity`` depend on it.
 
     Raises:
         UnsupportedModelError: The model has no adapter, or fewer than 3 blocks.
@@ -105,7 +108,12 @@ class Framer:
     """
 
     def __init__(
-        self, model: nn.Module, config: FramerConfig | None = None, *, group: dist.ProcessGroup | None = None
+        self,
+        model: nn.Module,
+        config: FramerConfig | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+        prediction_type: PredictionType = "velocity",
     ) -> None:
         self.config = FramerConfig() if config is None else config
         if not self.config.enabled:
@@ -118,6 +126,7 @@ class Framer:
             )
         self.layer_names, self.teacher_name = names[:-1], names[-1]
         self._group = group
+        self._prediction_type: PredictionType = prediction_type
         self._tap = BlockTap(self._adapter)
         self._draws = 0
         self._detached = False
@@ -143,8 +152,8 @@ class Framer:
         """The captured maps in the configured feature space, for analysis; they stay captured.
 
         Args:
-            sample: The noisy latent ``[B, C, H, W]``; needed by feature space ``x0`` alone.
-            sigmas: Noise levels ``[B]`` in 0..1; needed by feature space ``x0`` alone.
+            sample: The noisy latent ``[B, C, H, W]``; needed where a feature space must convert a prediction.
+            sigmas: Noise levels ``[B]`` in 0..1; needed where a feature space must convert a prediction.
             conditioning: Conditioning vector ``[B, E]`` for the head; by default the one the blocks saw.
 
         Raises:
@@ -158,6 +167,7 @@ class Framer:
             sample=sample,
             sigmas=sigmas,
             conditioning=conditioning,
+            prediction_type=self._prediction_type,
         )
         return Features(students, teacher, self.layer_names, self.teacher_name)
 
@@ -171,8 +181,8 @@ class Framer:
         """The FRAMER loss of the captured features, which it drops.
 
         Args:
-            sample: The noisy latent ``[B, C, H, W]``; needed by feature space ``x0`` alone.
-            sigmas: Noise levels ``[B]`` in 0..1; needed by feature space ``x0`` alone.
+            sample: The noisy latent ``[B, C, H, W]``; needed where a feature space must convert a prediction.
+            sigmas: Noise levels ``[B]`` in 0..1; needed where a feature space must convert a prediction.
             conditioning: Conditioning vector ``[B, E]`` for the head; by default the one the blocks saw.
 
         Raises:

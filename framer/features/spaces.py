@@ -16,6 +16,8 @@ from framer.features.errors import FeatureError
 from framer.features.taps import Capture
 
 FeatureSpace: TypeAlias = Literal["hidden", "x0", "velocity"]
+PredictionType: TypeAlias = Literal["velocity", "sample"]
+"""What a model's output is: the velocity ``noise - x0``, or the clean sample ``x0``."""
 
 
 def feature_maps(
@@ -26,12 +28,14 @@ def feature_maps(
     sample: Tensor | None = None,
     sigmas: Tensor | None = None,
     conditioning: Tensor | None = None,
+    prediction_type: PredictionType = "velocity",
 ) -> tuple[list[Tensor], Tensor]:
     """Turns captured tokens into the students' maps and the teacher's.
 
-    ``hidden``: the tokens as a map, ``[B, D, h, w]``, a view of the captured memory. ``velocity``: the tokens
-    through the model's own final norm, output projection and unpatchify, ``[B, C, H, W]``. ``x0``: the clean
-    latent that this velocity implies in flow matching, ``sample - sigma * velocity``, in float32 at least.
+    ``hidden``: the tokens as a map, ``[B, D, h, w]``, a view of the captured memory. ``velocity`` and ``x0``: the
+    tokens through the model's own final norm, output projection and unpatchify, ``[B, C, H, W]``. Where the model
+    predicts the other one of the two, flow matching's ``x0 = sample - sigma * velocity`` converts it, in float32 at
+    least.
 
     Where the model recomputes its blocks in the backward pass, the output head is recomputed as well, so that
     ``velocity`` and ``x0`` keep no hidden-size tensor beyond the captured tokens.
@@ -40,9 +44,11 @@ def feature_maps(
         capture: What a forward pass left.
         adapter: The model's adapter.
         space: ``"hidden"``, ``"x0"`` or ``"velocity"``.
-        sample: The noisy latent ``[B, C, H, W]``, without the channels of a condition; used by ``x0`` alone.
-        sigmas: Noise levels in 0..1, ``[B]`` or broadcastable to the sample; used by ``x0`` alone.
+        sample: The noisy latent ``[B, C, H, W]``, without the channels of a condition; used where a prediction
+            must be converted.
+        sigmas: Noise levels in 0..1, above 0 for ``velocity``; ``[B]`` or broadcastable to the sample; used likewise.
         conditioning: Conditioning vector ``[B, E]`` for the head; by default the one that the blocks saw.
+        prediction_type: What the model's output is.
 
     Returns:
         The maps of all blocks but the last, and the last one's, detached.
@@ -55,10 +61,11 @@ def feature_maps(
         to_map = partial(_hidden_map, grid=capture.grid)
     else:
         conditioning = _checked_conditioning(capture, conditioning)
-        to_map = partial(_velocity_map, capture=capture, adapter=adapter, conditioning=conditioning)
-        if space == "x0":
-            noisy, sigma = _checked_noise(sample, sigmas)
-            to_map = partial(_clean_map, to_velocity=to_map, noisy=noisy, sigma=sigma)
+        to_map = partial(_prediction_map, capture=capture, adapter=adapter, conditioning=conditioning)
+        if space != {"velocity": "velocity", "sample": "x0"}[prediction_type]:
+            noisy, sigma = _checked_noise(sample, sigmas, space, prediction_type)
+            convert = _clean_map if space == "x0" else _velocity_map
+            to_map = partial(convert, to_prediction=to_map, noisy=noisy, sigma=sigma)
     students = [to_map(tokens) for tokens in capture.tokens[:-1]]
     with torch.no_grad():
         return students, to_map(capture.tokens[-1]).detach()
@@ -69,26 +76,33 @@ def _hidden_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).view(batch, channels, *grid)
 
 
-def _velocity_map(tokens: Tensor, capture: Capture, adapter: Adapter, conditioning: Tensor) -> Tensor:
+def _prediction_map(tokens: Tensor, capture: Capture, adapter: Adapter, conditioning: Tensor) -> Tensor:
     # The head runs under the blocks' autocast: its weights may not have the dtype of their tokens.
     dtype = capture.autocast_dtype
     with nullcontext() if dtype is None else torch.autocast(tokens.device.type, dtype):
         if not capture.checkpointed or not torch.is_grad_enabled():
             return adapter.predict(tokens, conditioning, capture.grid)
-        velocity: Tensor = checkpoint(
+        prediction: Tensor = checkpoint(
             adapter.predict, tokens, conditioning, capture.grid, use_reentrant=False, preserve_rng_state=False
         )
-        return velocity
+        return prediction
 
 
-def _clean_map(tokens: Tensor, to_velocity: Callable[[Tensor], Tensor], noisy: Tensor, sigma: Tensor) -> Tensor:
-    velocity = to_velocity(tokens)
-    if noisy.shape != velocity.shape:
+def _clean_map(tokens: Tensor, to_prediction: Callable[[Tensor], Tensor], noisy: Tensor, sigma: Tensor) -> Tensor:
+    return noisy - sigma * _like_sample(to_prediction(tokens), noisy)
+
+
+def _velocity_map(tokens: Tensor, to_prediction: Callable[[Tensor], Tensor], noisy: Tensor, sigma: Tensor) -> Tensor:
+    return (noisy - _like_sample(to_prediction(tokens), noisy)) / sigma
+
+
+def _like_sample(prediction: Tensor, noisy: Tensor) -> Tensor:
+    if noisy.shape != prediction.shape:
         raise FeatureError(
-            f"sample has shape {list(noisy.shape)}, but the model's prediction has {list(velocity.shape)}: "
+            f"sample has shape {list(noisy.shape)}, but the model's prediction has {list(prediction.shape)}: "
             "pass the noisy latent alone, in the size that the model saw and without a condition's channels."
         )
-    return noisy - sigma * velocity.to(noisy.dtype)
+    return prediction.to(noisy.dtype)
 
 
 def _checked_conditioning(capture: Capture, conditioning: Tensor | None) -> Tensor:
@@ -102,11 +116,16 @@ def _checked_conditioning(capture: Capture, conditioning: Tensor | None) -> Tens
     return conditioning
 
 
-def _checked_noise(sample: Tensor | None, sigmas: Tensor | None) -> tuple[Tensor, Tensor]:
+def _checked_noise(
+    sample: Tensor | None, sigmas: Tensor | None, space: FeatureSpace, prediction_type: PredictionType
+) -> tuple[Tensor, Tensor]:
     """The sample in float32 at least, and the sigmas, broadcastable to it."""
     if sample is None or sigmas is None:
         missing = [name for name, value in (("sample", sample), ("sigmas", sigmas)) if value is None]
-        raise FeatureError(f"feature space x0 needs sample and sigmas; missing: {', '.join(missing)}.")
+        raise FeatureError(
+            f"feature space {space} of a model that predicts the {prediction_type} needs sample and sigmas; missing: "
+            f"{', '.join(missing)}."
+        )
     batch = sample.shape[0]
     if sigmas.ndim == 1 and sigmas.shape[0] == batch:
         sigmas = sigmas.view(batch, 1, 1, 1)

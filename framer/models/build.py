@@ -35,10 +35,7 @@ def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DMode
         UserError: The pretrained folder is missing or incomplete, or was trained in another latent space.
     """
     channels = build_latents(config).channels
-    if config.pretrained is None:
-        model = _random_transformer(config, channels, seed)
-    else:
-        model = _load_transformer(config)
+    model = _random_transformer(config, channels, seed) if config.pretrained is None else _load_transformer(config)
     if int(model.config.out_channels) != channels:
         raise UserError(
             f"model.pretrained: the model predicts {model.config.out_channels} channels; "

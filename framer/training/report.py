@@ -44,7 +44,7 @@ def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tupl
     caption = write_sample_sheet(
         sheet,
         [SheetRow(name=n, lr=lr, bicubic=bicubic, sr=sr, hr=hr) for n, lr, bicubic, sr, hr in pictures],
-        title=f"Held-out photographs after {step} steps",
+        title=f"Evaluation photographs after {step} steps",
     )
     write_evaluation(folder.samples / f"step-{step:08d}.json", rows)
     return rows, Figure(path=sheet.relative_to(folder.root), title="Samples", caption=caption)
@@ -143,7 +143,8 @@ def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
 
 def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> dict[str, str]:
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    training, framer = config.training, config.framer
+    training, framer, ranks = config.training, config.framer, dist.get_world_size()
+    batch = training.batch_size * training.gradient_accumulation_steps * ranks
     method = (
         f"preset {framer.preset}, feature space {framer.feature_space}, weight {framer.weight:g}"
         if framer.enabled
@@ -156,9 +157,9 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "photographs": config.data.train,
         "degradation": f"{config.data.degradation}, x{config.data.scale}",
         "training crop": f"{config.data.crop_size} x {config.data.crop_size} pixels",
-        "steps": f"{step} of batch {training.batch_size * training.gradient_accumulation_steps * dist.get_world_size()}",
+        "steps": f"{step} of batch {batch}",
         "learning rate": f"{config.optimizer.lr:g}, {config.lr_scheduler.type}",
-        "engine": f"DeepSpeed ZeRO {config.deepspeed.zero_stage}, {training.precision}, {dist.get_world_size()} rank(s)",
+        "engine": f"DeepSpeed ZeRO {config.deepspeed.zero_stage}, {training.precision}, {ranks} rank(s)",
         "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
         "seed": str(config.seed),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -102,7 +103,11 @@ class Trainer:
         self.framer: Framer | None = None
         if config.framer.enabled:
             seed = derived_seed(config.seed, "negatives", config.framer.seed)
-            self.framer = Framer(self.model, config.framer.model_copy(update={"seed": seed}))
+            self.framer = Framer(
+                self.model,
+                config.framer.model_copy(update={"seed": seed}),
+                prediction_type=config.objective.prediction_type,
+            )
         self.step = 0
         self.micro_steps = 0
         if resumed_from is not None:
@@ -200,20 +205,20 @@ class Trainer:
         framer_loss = noise_loss.new_zeros(()) if out is None else out.total
         loss = noise_loss + framer_loss
         if not math.isfinite(float(mean_over_ranks(loss.detach()))):
-            self._fail(inputs, noise_loss, framer_loss)
+            self._fail(inputs, float(noise_loss.detach()), float(framer_loss.detach()))
         self.engine.backward(loss)
         norm = torch.tensor(step(self.engine), device=self.device)
         layers = torch.empty(0) if out is None else _mean_diagnostics(out)
         return StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers, norm)
 
-    def _fail(self, inputs: dict[str, Tensor], noise_loss: Tensor, framer_loss: Tensor) -> None:
+    def _fail(self, inputs: dict[str, Tensor], noise_loss: float, framer_loss: float) -> None:
         layer = first_non_finite_layer(self.model, inputs)
         where = f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
         saved = checkpoints.find_checkpoints(self.folder.checkpoints)
         advice = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
         raise NonFiniteLossError(
-            f"step {self.step + 1}: the loss is not finite (noise loss {float(noise_loss):g}, FRAMER loss "
-            f"{float(framer_loss):g}); {where}. Try a lower optimizer.lr or training.gradient_clipping; {advice}."
+            f"step {self.step + 1}: the loss is not finite (noise loss {noise_loss:g}, FRAMER loss "
+            f"{framer_loss:g}); {where}. Try a lower optimizer.lr or training.gradient_clipping; {advice}."
         )
 
     def _layer_metrics(self, layers: Tensor) -> LayerMetrics | None:
@@ -251,7 +256,8 @@ class Trainer:
             world_size=self.world_size,
             zero_stage=self.config.deepspeed.zero_stage,
             precision=self.config.training.precision,
-            model={k: v for k, v in self.model.config.items() if not k.startswith("_")},
+            # Through JSON and back, so that it equals what a checkpoint's file says.
+            model=json.loads(json.dumps({k: v for k, v in self.model.config.items() if not k.startswith("_")})),
         )
 
     def _save(self) -> None:

@@ -157,3 +157,16 @@ def test_head_keeps_no_hidden_tensor_where_blocks_are_recomputed(make_model, mak
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         feature_maps(capture, adapter_for(model), "velocity")
     assert bool(saved) is not checkpointing
+
+
+def test_spaces_of_a_model_that_predicts_the_clean_sample(make_model, make_inputs):
+    model, inputs = make_model(), make_inputs()
+    prediction, capture = captured(model, inputs)
+    adapter = adapter_for(model)
+    sample, sigmas = inputs["hidden_states"], torch.tensor([0.25, 0.75])
+    _, clean = feature_maps(capture, adapter, "x0", prediction_type="sample")
+    assert torch.equal(clean, prediction)
+    _, velocity = feature_maps(capture, adapter, "velocity", sample=sample, sigmas=sigmas, prediction_type="sample")
+    torch.testing.assert_close(velocity, (sample - prediction) / sigmas.view(2, 1, 1, 1))
+    with pytest.raises(FeatureError, match="velocity of a model that predicts the sample needs sample and sigmas"):
+        feature_maps(capture, adapter, "velocity", prediction_type="sample")

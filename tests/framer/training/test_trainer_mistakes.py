@@ -1,0 +1,105 @@
+"""What users do wrong: one clear message, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from training_runs import TINY, tiny_config, train
+
+from framer.config.loading import build_config
+from framer.config.training import TrainConfig
+from framer.errors import UserError
+from framer.training.command import main
+from framer.training.health import NonFiniteLossError
+from framer.training.trainer import Trainer
+
+
+def _message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "Traceback" not in message
+    return message
+
+
+def test_missing_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.yaml" in _message(capsys, "--config", str(tmp_path / "nowhere.yaml"))
+
+
+def test_unknown_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), "training.max_step=3")
+    assert "training.max_step: unknown key; did you mean 'max_steps'?" in message
+
+
+def test_wrong_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), "training.max_steps=many")
+    assert "training.max_steps" in message
+    assert "'many'" in message
+
+
+def test_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), f"data.train={tmp_path / 'photos'}")
+    assert str(tmp_path / "photos") in message
+
+
+def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), f"data.train={tmp_path / 'photos'}")
+    assert str(tmp_path / "photos") in message
+
+
+def test_truncated_jpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    path = tmp_path / "photos" / "cut.jpg"
+    Image.new("RGB", (200, 200), "red").save(path)
+    path.write_bytes(path.read_bytes()[:600])
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), f"data.train={path.parent}")
+    assert "cut.jpg" in message
+
+
+def test_image_smaller_than_the_crop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (20, 200), "red").save(tmp_path / "photos" / "narrow.png")
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), f"data.train={tmp_path / 'photos'}")
+    assert "narrow.png" in message
+    assert "20x200" in message
+    assert "32x32" in message
+
+
+def test_missing_pretrained_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), "model.pretrained=/no/such/model")
+    assert "/no/such/model" in message
+
+
+def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), f"output_dir={tmp_path / 'file' / 'run'}")
+    assert "output_dir" in message
+    assert str(tmp_path / "file") in message
+
+
+def test_mistakes_come_before_any_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _message(capsys, "--config", str(tiny_config(tmp_path)), "data.train=/no/such/photos")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_traceback_from_the_command_line(tmp_path: Path) -> None:
+    result = train("--config", str(tiny_config(tmp_path)), "data.train=/no/such/photos")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr + result.stdout
+    assert "error: " in result.stderr
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_non_finite_loss_names_the_layer(tmp_path: Path, enabled: bool) -> None:
+    sections = {**TINY, "output_dir": str(tmp_path / "run"), "framer": {"enabled": enabled}}
+    trainer = Trainer(build_config(TrainConfig, sections, source="test"))
+    with torch.no_grad():
+        trainer.model.transformer_blocks[2].ff.net[2].weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"step 1: .*transformer_blocks\.2\.ff\.net\.2") as caught:
+        trainer.train()
+    assert isinstance(caught.value, UserError)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""

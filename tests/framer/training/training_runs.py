@@ -1,0 +1,108 @@
+"""Runs of a tiny model for the trainer's tests, each in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+TINY: dict[str, Any] = {
+    "seed": 3,
+    "framer": {"weight": 0.1},
+    "data": {"crop_size": 32, "workers": 0},
+    "model": {"architecture": {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8}},
+    "optimizer": {"lr": 1e-3},
+    "training": {"max_steps": 4, "batch_size": 4, "checkpoint_steps": 2, "tensorboard": False},
+    # Everything in stage 3 is partitioned: by default a tiny model would stay whole on every rank.
+    "deepspeed": {"stage3_param_persistence_threshold": 0},
+    "evaluation": {"crop_size": 64, "num_inference_steps": 1},
+}
+
+_TRAIN_ALL = """
+import sys
+from framer.training.command import main
+for config in sys.argv[1:]:
+    status = main(["--config", config])
+    if status:
+        sys.exit(status)
+"""
+
+
+def tiny_config(folder: Path, **sections: Any) -> Path:
+    """Writes a configuration: ``TINY`` with some sections' keys replaced; its run goes to ``folder/run``."""
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
+    for name, value in sections.items():
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
+    config["output_dir"] = str(folder / "run")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+
+
+def start_training(*arguments: str) -> subprocess.Popen[str]:
+    """Starts ``train.py`` as a single process."""
+    environment = _environment()
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        environment.pop(name, None)
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``train.py`` as a single process to its end."""
+    process = start_training(*arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def train_on_ranks(world_size: int, configs: list[Path]) -> None:
+    """Trains one configuration after the other on the same ``world_size`` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TRAIN_ALL, *map(str, configs)],
+            cwd=REPOSITORY,
+            env=_environment(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(world_size),
+                LOCAL_SIZE=str(world_size),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    results = [process.communicate(timeout=400) for process in processes]
+    for process, (_, errors) in zip(processes, results, strict=True):
+        assert process.returncode == 0, errors[-4000:]
+
+
+def read_steps(folder: Path) -> list[dict[str, Any]]:
+    """The run's metrics without their timings."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
