@@ -53,9 +53,14 @@ class FlowMatching:
             latents: ``[B, C, H, W]``, computed in float32.
             indices: The samples' indices in the training stream, length B; the draws depend on them and ``seed`` alone.
             seed: The run's seed.
+
+        Raises:
+            ValueError: There are not as many indices as samples.
         """
         latents = latents.float()
         keys = list(indices)
+        if len(keys) != len(latents):
+            raise ValueError(f"{len(keys)} indices for {len(latents)} samples")
         noise = normal_per_sample(latents.shape[1:], keys, seed, "noise").to(latents.device)
         logits = normal_per_sample((), keys, seed, "timestep").to(latents.device)
         sigmas = self.shift(torch.sigmoid(self.config.logit_mean + self.config.logit_std * logits))

@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all ``parts`` and on their order.
+    """A 63-bit seed that depends on all ``parts`` and on their order, but for zeros at the end.
 
     Args:
-        parts: Non-negative integers and strings, for example ``(run_seed, "noise", sample_index)``.
+        parts: Non-negative integers and strings, for example ``(run_seed, "noise", sample_index)``; a string of its own
+            for each purpose, because integers alone can coincide: ``(2**32,)`` is ``(0, 1)``.
     """
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,25 +19,46 @@ from framer.errors import ConfigError
 Section = TypeVar("Section", bound=ConfigSection)
 
 
+_EXPECTED: Final[Mapping[str, str]] = {
+    "bool_type": "should be true or false",
+    "float_type": "should be a number",
+    "int_type": "should be an integer",
+    "list_type": "should be a list",
+    "string_type": "should be text (put it in quotes if it is)",
+}
+
+
 class _Loader(yaml.SafeLoader):
-    """``yaml.SafeLoader`` that reads ``1e-4`` as a number, as YAML 1.2 does, and refuses a key given twice."""
+    """``yaml.SafeLoader`` that reads ``1e-4`` as a number and dates as text, and refuses a key given twice.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key '{key}' is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    YAML 1.2 reads both that way; PyYAML follows YAML 1.1.
+    """
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ConfigError(f"line {key.start_mark.line + 1}: the key '{key.value}' is given twice")
+                seen.add(key.value)
+        return node
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """``yaml.SafeDumper`` that quotes all text that :class:`_Loader` would read as something else."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def _parse(text: str) -> Any:
@@ -63,8 +85,10 @@ def load_config(section: type[Section], path: str | Path, overrides: Sequence[st
         content = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file not found: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration file {path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     except ConfigError as error:
@@ -75,11 +99,21 @@ def load_config(section: type[Section], path: str | Path, overrides: Sequence[st
         raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(content).__name__}")
     for override in overrides:
         _apply_override(content, override)
-    return build_config(section, content, source=str(path))
+    return build_config(section, content, source=" with ".join([str(path), *overrides]))
 
 
 def build_config(section: type[Section], content: Mapping[str, Any], *, source: str) -> Section:
-    """Validates a mapping into a typed configuration; errors name ``source`` and each key's dotted path."""
+    """Validates a mapping into a typed configuration.
+
+    Args:
+        section: The configuration class.
+        content: What the YAML file holds.
+        source: Where it comes from, for messages.
+
+    Raises:
+        ConfigError: A key is unknown, missing, of the wrong type or out of range, or keys do not fit together. The
+            message names ``source`` and every offending key by its dotted path.
+    """
     try:
         return section.model_validate(dict(content))
     except ValidationError as error:
@@ -89,18 +123,20 @@ def build_config(section: type[Section], content: Mapping[str, Any], *, source: 
 
 def save_config(config: ConfigSection) -> str:
     """The resolved configuration as YAML text, every default written out; loads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    parts = key.strip().split(".")
+    parts = [part.strip() for part in key.split(".")]
     if not separator or not all(parts):
         raise ConfigError(f"override '{override}': expected key=value, for example optimizer.lr=1e-4")
     try:
         parsed = _parse(value)
     except yaml.YAMLError:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from None
+        raise ConfigError(f"override '{override}': the value is not valid YAML; put text in quotes") from None
+    except ConfigError as error:
+        raise ConfigError(f"override '{override}': {error}") from None
     node = content
     for depth, part in enumerate(parts[:-1], start=1):
         if node.get(part) is None:
@@ -113,27 +149,56 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 
 def _explain(section: type[ConfigSection], detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
-    path = ".".join(location) or "(top level)"
-    if detail["type"] == "extra_forbidden":
-        known = _fields_at(section, location[:-1])
+    path, parent = ".".join(location), ".".join(location[:-1])
+    kind, got = detail["type"], _as_yaml(detail["input"])
+    if kind == "extra_forbidden":
+        known = _keys_at(section, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
         return f"{path}: unknown key; {hint}allowed here: {', '.join(known)}"
-    if detail["type"] == "missing":
+    if kind == "invalid_key":
+        where = f"{parent}: " if parent else ""
+        return f"{where}the key {got} is not text; allowed here: {', '.join(_keys_at(section, location[:-1]))}"
+    if kind == "missing":
         return f"{path}: required, but not given"
-    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "model_type":
+        return f"{path}: should be a section with keys, got {got}; its keys: {', '.join(_keys_at(section, location))}"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").replace(" after validation", "")
     message = message[:1].lower() + message[1:]
-    if detail["type"] == "value_error" or detail["type"].startswith("model"):
-        return f"{path}: {message}"
-    return f"{path}: {message}, got {detail['input']!r}"
+    if kind == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {_expected_at(section, location) or _EXPECTED.get(kind, message)}, got {got}"
 
 
-def _fields_at(section: type[BaseModel], location: Sequence[str]) -> list[str]:
-    for part in location:
-        field = section.model_fields.get(part)
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        nested = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not nested:
-            return []
-        section = nested[0]
+def _expected_at(section: type[BaseModel], location: Sequence[str]) -> str | None:
+    """The values of a key that takes one of a few."""
+    options = _options_at(section, location)
+    values = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
+    if not values:
+        return None
+    values += [None] if type(None) in options else []
+    return f"should be one of {', '.join(str(value) if value is not None else 'null' for value in values)}"
+
+
+def _keys_at(section: type[BaseModel], location: Sequence[str]) -> list[str]:
+    if location:
+        nested = [o for o in _options_at(section, location) if isinstance(o, type) and issubclass(o, BaseModel)]
+        return list(nested[0].model_fields) if nested else []
     return list(section.model_fields)
+
+
+def _options_at(section: type[BaseModel], location: Sequence[str]) -> list[object]:
+    """The alternatives of a key's type."""
+    options: list[object] = [section]
+    for part in location:
+        nested = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        field = nested[0].model_fields.get(part) if nested else None
+        if field is None:
+            return []
+        literal = get_origin(field.annotation) is Literal
+        options = [field.annotation, *(() if literal else get_args(field.annotation))]
+    return options
+
+
+def _as_yaml(value: object) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticKnownError
 
 from framer.config.base import ConfigSection
 from framer.config.distillation import FramerConfig
@@ -14,20 +15,28 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NonEmptyText = Annotated[str, Field(min_length=1)]
 Degradation = Literal["heavy", "light", "stablesr"]
+
+
+def _integer(value: object) -> object:
+    """Refuses ``true`` and ``4.0`` where a Literal of integers takes them, as ``True == 1``."""
+    if isinstance(value, bool | float):
+        raise PydanticKnownError("int_type")
+    return value
 
 
 class DataConfig(ConfigSection):
     """Photographs, crops and degradations."""
 
-    train: str = "bundled"
+    train: NonEmptyText = "bundled"
     """``bundled`` (the photographs that install with the package) or a folder of images, read recursively."""
-    evaluation: str = "heldout"
+    evaluation: NonEmptyText = "heldout"
     """``heldout`` (bundled photographs that nothing is trained or chosen on), ``validation`` (a bundled photograph to
     choose settings on) or a folder of images."""
     crop_size: PositiveInt = 64
     """Height and width of a training crop of the high-resolution photograph, in pixels."""
-    scale: Literal[2, 4, 8] = 4
+    scale: Annotated[Literal[2, 4, 8], BeforeValidator(_integer)] = 4
     """Upscaling factor."""
     degradation: Degradation = "light"
     """Preset of the second-order degradation: ``heavy`` (Real-ESRGAN), ``light`` (PiSA-SR), ``stablesr``."""
@@ -57,15 +66,32 @@ class ArchitectureConfig(ConfigSection):
     """Transformer blocks; FRAMER needs at least two students and a teacher."""
     num_attention_heads: PositiveInt = 4
     attention_head_dim: PositiveInt = 32
+    """Channels of a head; times the heads a multiple of 4, for the two-dimensional sine and cosine positions."""
     joint_attention_dim: PositiveInt = 32
     """Channels of the text tokens."""
     pooled_projection_dim: PositiveInt = 32
     """Channels of the pooled text embedding."""
-    pos_embed_max_size: PositiveInt = 32
+    pos_embed_max_size: Annotated[int, Field(ge=2)] = 32
     """Largest token grid, in tokens a side."""
     qk_norm: Literal["rms_norm"] | None = "rms_norm"
     dual_attention_layers: list[NonNegativeInt] = []
-    """Blocks with a second, image-only attention, as in SD3.5-medium."""
+    """Blocks with a second, image-only attention, as in SD3.5-medium; counted from 0."""
+
+    @model_validator(mode="after")
+    def _model_can_be_built(self) -> ArchitectureConfig:
+        width = self.num_attention_heads * self.attention_head_dim
+        if width % 4:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} times attention_head_dim {self.attention_head_dim} "
+                f"is {width}, not a multiple of 4"
+            )
+        absent = [block for block in self.dual_attention_layers if block >= self.num_layers]
+        if absent:
+            raise ValueError(
+                f"dual_attention_layers {absent}: num_layers is {self.num_layers}, so blocks are 0 to "
+                f"{self.num_layers - 1}"
+            )
+        return self
 
 
 class ModelConfig(ConfigSection):
@@ -103,7 +129,8 @@ class OptimizerConfig(ConfigSection):
 
     lr: PositiveFloat = 5e-5
     """Peak learning rate."""
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Decay of the averages of the gradient and of its square."""
     weight_decay: NonNegativeFloat = 1e-2
     eps: PositiveFloat = 1e-8
 
@@ -151,7 +178,7 @@ class TrainingConfig(ConfigSection):
 class DeepSpeedConfig(ConfigSection):
     """The engine."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_integer)] = 0
     """Partitioning over ranks: 1 optimizer state, 2 also gradients, 3 also parameters."""
     stage3_param_persistence_threshold: NonNegativeInt = 100_000
     """Parameters with fewer elements are not partitioned in stage 3."""
@@ -174,7 +201,7 @@ class EvaluationConfig(ConfigSection):
 class TrainConfig(ConfigSection):
     """A training run, from its photographs to its report."""
 
-    output_dir: str
+    output_dir: NonEmptyText
     """The run folder; created if needed. Rerunning with the same folder continues (``training.resume``)."""
     seed: NonNegativeInt = 0
     """Seed of initial weights, crops, degradations, noise, timesteps and random-layer negatives."""

@@ -27,7 +27,8 @@ def expand_input_channels(model: SD3Transformer2DModel, in_channels: int) -> Non
     if in_channels == present:
         return
     narrow = model.pos_embed.proj
-    wide = nn.Conv2d(
+    wide = nn.utils.skip_init(
+        nn.Conv2d,
         in_channels,
         narrow.out_channels,
         kernel_size=narrow.kernel_size,
