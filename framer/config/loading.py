@@ -24,6 +24,7 @@ _EXPECTED: Final[Mapping[str, str]] = {
     "float_type": "should be a number",
     "int_type": "should be an integer",
     "list_type": "should be a list",
+    "string_too_short": "should not be empty",
     "string_type": "should be text (put it in quotes if it is)",
 }
 
@@ -99,7 +100,7 @@ def load_config(section: type[Section], path: str | Path, overrides: Sequence[st
         raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(content).__name__}")
     for override in overrides:
         _apply_override(content, override)
-    return build_config(section, content, source=" with ".join([str(path), *overrides]))
+    return build_config(section, content, source=f"{path} with {' '.join(overrides)}" if overrides else str(path))
 
 
 def build_config(section: type[Section], content: Mapping[str, Any], *, source: str) -> Section:
@@ -167,17 +168,10 @@ def _explain(section: type[ConfigSection], detail: ErrorDetails) -> str:
     message = message[:1].lower() + message[1:]
     if kind == "value_error":
         return f"{path}: {message}" if path else message
-    return f"{path}: {_expected_at(section, location) or _EXPECTED.get(kind, message)}, got {got}"
-
-
-def _expected_at(section: type[BaseModel], location: Sequence[str]) -> str | None:
-    """The values of a key that takes one of a few."""
     options = _options_at(section, location)
-    values = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
-    if not values:
-        return None
-    values += [None] if type(None) in options else []
-    return f"should be one of {', '.join(str(value) if value is not None else 'null' for value in values)}"
+    choices = [str(value) for option in options if get_origin(option) is Literal for value in get_args(option)]
+    expected = f"should be one of {', '.join(choices)}" if choices else _EXPECTED.get(kind, message)
+    return f"{path}: {expected}{' or null' if type(None) in options else ''}, got {got}"
 
 
 def _keys_at(section: type[BaseModel], location: Sequence[str]) -> list[str]:

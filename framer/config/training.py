@@ -46,6 +46,8 @@ class DataConfig(ConfigSection):
     """Turn crops by 0, 90, 180 or 270 degrees; for few photographs."""
     rescale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [1.0]
     """Sizes that photographs are used at, as factors up to 1, with equal probability."""
+    colour_jitter: bool = False
+    """Permute the colour channels and change gamma, brightness and saturation; for few photographs."""
     on_broken: Literal["skip", "error"] = "error"
     """What to do with files that cannot be read or are smaller than the crop: each is named either way."""
     workers: NonNegativeInt = 1

@@ -51,6 +51,8 @@ class RealISRDataset(Dataset[Sample]):
         quarter_turns: Whether a sample is also turned by 0, 90, 180 or 270 degrees, with equal probability.
         rescale: Sizes that photographs are used at, as factors in (0, 1], with equal probability: a photograph
             made smaller is sharper, and its details are of other sizes.
+        colour_jitter: Whether a sample's channels are permuted and its gamma, brightness and saturation changed, so
+            that a model of few photographs does not learn their colours by heart.
         on_broken: What to do with files that cannot be decoded or are smaller than the crop: `"error"`
             refuses them, naming each; `"skip"` logs each by name as a warning and leaves it out.
         cache_bytes: How many bytes of decoded photographs to keep in memory; the others are read from their
@@ -74,6 +76,7 @@ class RealISRDataset(Dataset[Sample]):
         horizontal_flip: bool = True,
         quarter_turns: bool = False,
         rescale: Sequence[float] = (1.0,),
+        colour_jitter: bool = False,
         on_broken: Literal["skip", "error"] = "error",
         cache_bytes: int = 1 << 30,
     ) -> None:
@@ -92,6 +95,7 @@ class RealISRDataset(Dataset[Sample]):
         self.horizontal_flip = horizontal_flip
         self.quarter_turns = quarter_turns
         self.rescale = tuple(rescale)
+        self.colour_jitter = colour_jitter
         self.cache_bytes = cache_bytes
         self._cache: dict[tuple[Path, float], npt.NDArray[np.uint8]] = {}
         self._cached_bytes = 0
@@ -164,6 +168,7 @@ class RealISRDataset(Dataset[Sample]):
             margin=self.margin,
             index=index,
             name=path.stem,
+            colour_jitter=self.colour_jitter,
         )
 
     def __getstate__(self) -> dict[str, object]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from framer.data.augmentation import recolour
 from framer.data.degradations import DegradationPreset, degrade
 from framer.data.images import resize_bicubic
 
@@ -59,6 +60,7 @@ def make_sample(
     margin: int,
     index: int,
     name: str,
+    colour_jitter: bool = False,
 ) -> Sample:
     """Degrades a crop together with its surroundings and cuts these off.
 
@@ -71,6 +73,7 @@ def make_sample(
         margin: HR pixels to degrade around the crop, where the photograph has them.
         index: The sample's `index`.
         name: The sample's `name`.
+        colour_jitter: Whether colours are changed before the degradation, see `recolour`.
 
     Returns:
         The sample.
@@ -85,6 +88,8 @@ def make_sample(
     for _ in range(crop.quarter_turns):
         above, before = region.shape[1] - crop.size - before, above
         region = np.rot90(region)
+    if colour_jitter:
+        region = recolour(region, rng)
     degraded = degrade(region.astype(np.float32) / np.float32(255.0), preset, rng, scale=scale)
     hr = degraded.hr[above:, before:][: crop.size, : crop.size]
     lr_size = crop.size // scale

@@ -47,7 +47,8 @@ class Restorer:
 
         Args:
             upsampled: Low-resolution images at the target size, ``[B, 3, H, W]`` in [-1, 1].
-            seed: Seed of the initial noise; sample b of any batch starts from the same noise.
+            seed: Seed of the initial noise, which depends on an image's place in the batch and its size, not on the
+                other images.
 
         Returns:
             ``[B, 3, H, W]`` float32 in [-1, 1].

@@ -41,14 +41,23 @@ def blend_tiles(
         function: ``[b, C, tile, tile] -> [b, C', tile, tile]``.
         image: ``[B, C, H, W]``.
         tile: Height and width of a tile; the image's where it is smaller.
-        overlap: Least number of rows and columns that neighbours share.
-        multiple: Tile offsets are rounded down to a multiple of this (the patch size).
+        overlap: Rows and columns that neighbours share at least, after rounding down to a multiple of ``multiple``;
+            0 to below ``tile``.
+        multiple: Tile offsets are multiples of this (the patch size).
         batch: Tiles of one call.
 
     Returns:
         ``[B, C', H, W]`` float32.
+
+    Raises:
+        ValueError: The overlap is out of range, the image is empty, or more than one tile is needed and the tile's or
+            the image's size is not a multiple of ``multiple``.
     """
     size, height, width = image.shape[0], image.shape[-2], image.shape[-1]
+    if not 0 <= overlap < tile:
+        raise ValueError(f"overlap {overlap} is not within 0 to below the tile size {tile}")
+    if any(length > tile and (length % multiple or tile % multiple) for length in (height, width)):
+        raise ValueError(f"image size {height}x{width} and tile size {tile} must be multiples of {multiple}")
     tile_h, tile_w = min(tile, height), min(tile, width)
     corners = [
         (y, x)

@@ -27,43 +27,51 @@ def build_latents(config: ModelConfig) -> LatentSpace:
 def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DModel:
     """Builds the transformer in float32 on the CPU, conditioned on the low-resolution image.
 
+    The global random state stays as it was.
+
     Args:
         config: Pretrained folder or architecture, conditioning and latent space.
         seed: Seed of random weights.
 
     Raises:
-        UserError: The pretrained folder is missing or incomplete, or was trained in another latent space.
+        UserError: The pretrained folder is missing, incomplete, damaged or of another class, has other channels, or
+            was trained in another latent space.
     """
     channels = build_latents(config).channels
-    model = _random_transformer(config, channels, seed) if config.pretrained is None else _load_transformer(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "weights"))
+        model = _random_transformer(config, channels) if config.pretrained is None else _load_transformer(config)
     if int(model.config.out_channels) != channels:
         raise UserError(
             f"model.pretrained: the model predicts {model.config.out_channels} channels; "
             f"model.latents={config.latents} needs {channels}"
         )
+    if int(model.config.in_channels) not in (channels, 2 * channels):
+        raise UserError(
+            f"model.pretrained: the model takes {model.config.in_channels} input channels; model.latents="
+            f"{config.latents} needs {channels}, or {2 * channels} with the low-resolution image"
+        )
     expand_input_channels(model, 2 * channels)
     return model
 
 
-def _random_transformer(config: ModelConfig, channels: int, seed: int) -> SD3Transformer2DModel:
+def _random_transformer(config: ModelConfig, channels: int) -> SD3Transformer2DModel:
     architecture = config.architecture
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "weights"))
-        model = SD3Transformer2DModel(
-            sample_size=architecture.patch_size * architecture.pos_embed_max_size // 2,
-            patch_size=architecture.patch_size,
-            in_channels=channels,
-            out_channels=channels,
-            num_layers=architecture.num_layers,
-            num_attention_heads=architecture.num_attention_heads,
-            attention_head_dim=architecture.attention_head_dim,
-            joint_attention_dim=architecture.joint_attention_dim,
-            caption_projection_dim=architecture.num_attention_heads * architecture.attention_head_dim,
-            pooled_projection_dim=architecture.pooled_projection_dim,
-            pos_embed_max_size=architecture.pos_embed_max_size,
-            qk_norm=architecture.qk_norm,
-            dual_attention_layers=tuple(architecture.dual_attention_layers),
-        )
+    model = SD3Transformer2DModel(
+        sample_size=architecture.patch_size * architecture.pos_embed_max_size // 2,
+        patch_size=architecture.patch_size,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_attention_heads,
+        attention_head_dim=architecture.attention_head_dim,
+        joint_attention_dim=architecture.joint_attention_dim,
+        caption_projection_dim=architecture.num_attention_heads * architecture.attention_head_dim,
+        pooled_projection_dim=architecture.pooled_projection_dim,
+        pos_embed_max_size=architecture.pos_embed_max_size,
+        qk_norm=architecture.qk_norm,
+        dual_attention_layers=tuple(architecture.dual_attention_layers),
+    )
     _initialise_as_dit(model)
     return model
 
@@ -87,25 +95,53 @@ def _load_transformer(config: ModelConfig) -> SD3Transformer2DModel:
                 f"model.pretrained: {folder / name} not found; expected 'base' or a folder written by diffusers' "
                 "save_pretrained"
             )
+    trained_class = _read_json(folder / "config.json").get("_class_name")
+    if trained_class != SD3Transformer2DModel.__name__:
+        raise UserError(
+            f"model.pretrained: {folder} holds {trained_class or 'no diffusers model'}; expected "
+            f"{SD3Transformer2DModel.__name__}"
+        )
     _check_restoration(folder, config)
-    return SD3Transformer2DModel.from_pretrained(
-        folder,
-        torch_dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        low_cpu_mem_usage=False,
-    )
+    try:
+        model, loaded = SD3Transformer2DModel.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a damaged file makes diffusers raise
+        raise UserError(f"model.pretrained: cannot load {folder}: {type(error).__name__}: {error}") from error
+    for what in ("missing", "unexpected"):
+        names = sorted(loaded[f"{what}_keys"])
+        if names:
+            raise UserError(
+                f"model.pretrained: {folder / WEIGHTS_FILE} does not fit config.json: {len(names)} {what} weights, "
+                f"such as {names[0]}"
+            )
+    return model
 
 
 def _check_restoration(folder: Path, config: ModelConfig) -> None:
     path = folder / RESTORATION_FILE
     if not path.is_file():
         return
-    trained = json.loads(path.read_text(encoding="utf-8"))
+    trained = _read_json(path)
     wanted = build_latents(config)
-    if (trained["latents"], trained["latents_scale"]) != (wanted.kind, wanted.scale):
+    if (trained.get("latents"), trained.get("latents_scale")) != (wanted.kind, wanted.scale):
         raise ConfigError(
-            f"model.latents: {folder} was trained with latents={trained['latents']}, "
-            f"latents_scale={trained['latents_scale']}, the configuration says latents={wanted.kind}, "
+            f"model.latents: {folder} was trained with latents={trained.get('latents')}, "
+            f"latents_scale={trained.get('latents_scale')}, the configuration says latents={wanted.kind}, "
             f"latents_scale={wanted.scale}"
         )
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.pretrained: {path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"model.pretrained: {path} is damaged: expected an object, got {type(content).__name__}")
+    return content

@@ -27,16 +27,15 @@ def expand_input_channels(model: SD3Transformer2DModel, in_channels: int) -> Non
     if in_channels == present:
         return
     narrow = model.pos_embed.proj
-    wide = nn.utils.skip_init(
-        nn.Conv2d,
+    wide = nn.Conv2d(
         in_channels,
         narrow.out_channels,
         kernel_size=narrow.kernel_size,
         stride=narrow.stride,
         bias=narrow.bias is not None,
-        device=narrow.weight.device,
+        device="meta",  # draws no random numbers
         dtype=narrow.weight.dtype,
-    )
+    ).to_empty(device=narrow.weight.device)
     with torch.no_grad():
         wide.weight.zero_()
         wide.weight[:, :present] = narrow.weight

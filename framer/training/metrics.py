@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,39 +58,62 @@ class MetricsLog:
         path: The JSON lines file. Lines after ``start_step`` are of steps that will be taken again: they go.
         tensorboard: Folder of the event files, or None.
         start_step: Optimizer steps already taken.
+
+    Raises:
+        UserError: A file or folder cannot be read or written.
+        MissingExtraError: TensorBoard is not installed.
     """
 
     def __init__(self, path: Path, *, tensorboard: Path | None, start_step: int) -> None:
-        _keep_until(path, start_step)
-        try:
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        self._path = path
         self._writer: SummaryWriter | None = None
         if tensorboard is not None:
+            require("tensorboard", extra="train")
             writer_class = require("torch.utils.tensorboard", extra="train").SummaryWriter
-            self._writer = writer_class(str(tensorboard), purge_step=start_step + 1)
+            with _writing(tensorboard):
+                self._writer = writer_class(str(tensorboard), purge_step=start_step + 1)
+        with _writing(path):
+            _keep_until(path, start_step)
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, metrics: TrainingStep) -> None:
-        """Appends one step."""
-        self._file.write(metrics.model_dump_json() + "\n")
-        self._file.flush()
+        """Appends one step.
+
+        Raises:
+            UserError: The file cannot be written to, as on a full disk.
+        """
+        with _writing(self._path):
+            self._file.write(metrics.model_dump_json() + "\n")
+            self._file.flush()
         if self._writer is not None:
             for name, value in _scalars(metrics).items():
                 self._writer.add_scalar(name, value, metrics.step)
 
     def close(self) -> None:
-        """Writes what is buffered."""
-        self._file.close()
+        """Writes what is buffered.
+
+        Raises:
+            UserError: As :meth:`write`.
+        """
         if self._writer is not None:
             self._writer.close()
+        with _writing(self._path):
+            self._file.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _keep_until(path: Path, last_step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             step = int(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError):

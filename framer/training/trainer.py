@@ -82,6 +82,7 @@ class Trainer:
             horizontal_flip=config.data.horizontal_flip,
             quarter_turns=config.data.quarter_turns,
             rescale=config.data.rescale,
+            colour_jitter=config.data.colour_jitter,
             on_broken=config.data.on_broken,
         )
         self.heldout = load_heldout(config)

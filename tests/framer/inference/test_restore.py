@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from framer.inference.restore import Restorer
+from framer.models.latents import LatentSpace
+
+SPACES = [LatentSpace("residual", 6.0), LatentSpace("pixel", 1.0)]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def truth(upsampled: Tensor) -> Tensor:
+    """A high-resolution image that can be told from the low-resolution one, pixel by pixel."""
+    return 0.7 * upsampled + 0.2 * upsampled**3
+
+
+def knowing_velocity(latents: LatentSpace) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The velocity of the straight path from the noise to the truth: ``(x_t - x_0) / sigma``."""
+
+    def velocity(sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+        clean = latents.encode(truth(condition), condition)
+        return (sample - clean) / (timesteps / 1000).view(-1, 1, 1, 1)
+
+    return velocity
+
+
+def mixing_velocity(sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+    """An arbitrary model whose every output pixel depends on its neighbourhood and on the time."""
+    blurred = F.avg_pool2d(F.pad(sample + condition, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return torch.tanh(blurred) * (timesteps / 1000).view(-1, 1, 1, 1)
+
+
+def restorer(velocity: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None, **changes: object) -> Restorer:
+    latents = changes.pop("latents", SPACES[0])
+    assert isinstance(latents, LatentSpace)
+    settings: dict[str, object] = {
+        "tile": 16,
+        "tile_overlap": 0.25,
+        "patch_size": 2,
+        "num_inference_steps": 4,
+        "timestep_shift": 3.0,
+    }
+    return Restorer(velocity or knowing_velocity(latents), latents, **(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("latents", SPACES)
+@pytest.mark.parametrize("size", [(16, 16), (8, 12), (40, 26)])
+def test_a_model_that_knows_the_truth_restores_it(
+    steps: int, shift: float, latents: LatentSpace, size: tuple[int, int]
+) -> None:
+    upsampled = draw(2, 3, *size)
+    restored = restorer(latents=latents, num_inference_steps=steps, timestep_shift=shift)(upsampled, seed=0)
+    torch.testing.assert_close(restored, truth(upsampled), rtol=0, atol=2e-5)
+    assert restored.dtype == torch.float32
+
+
+def test_a_model_that_predicts_no_change_leaves_the_noise() -> None:
+    latents = LatentSpace("pixel", 1.0)
+    still = restorer(lambda sample, condition, timesteps: torch.zeros_like(sample), latents=latents)
+    restored = still(torch.zeros(4, 3, 16, 16), seed=0)
+    inside = restored.abs() < 1
+    assert 0.63 < inside.float().mean() < 0.73  # a standard normal is within one deviation 68 % of the time
+    assert abs(float(restored.mean())) < 0.05
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_times_that_the_model_sees_are_shifted_even_steps_from_one(steps: int, shift: float) -> None:
+    seen: list[Tensor] = []
+
+    def velocity(sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+        seen.append(timesteps)
+        return torch.zeros_like(sample)
+
+    restorer(velocity, num_inference_steps=steps, timestep_shift=shift)(draw(2, 3, 8, 8), seed=0)
+    even = [1 - i / steps for i in range(steps)]
+    expected = [1000 * shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
+    assert [float(timesteps[0]) for timesteps in seen] == pytest.approx(expected, rel=1e-5)
+    assert all(timesteps.shape == (2,) and timesteps.dtype == torch.float32 for timesteps in seen)
+    assert all(bool((timesteps == timesteps[0]).all()) for timesteps in seen)
+
+
+def test_the_model_sees_each_tile_with_its_part_of_the_low_resolution_image() -> None:
+    rows, columns = torch.meshgrid(torch.arange(24), torch.arange(40), indexing="ij")
+    upsampled = torch.stack([rows, columns, rows * 0])[None] / 40
+    seen: list[tuple[int, int]] = []
+
+    def velocity(sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+        for tile in condition:
+            y, x = (round(float(corner) * 40) for corner in tile[:2, 0, 0])
+            assert torch.equal(tile, upsampled[0, :, y : y + 16, x : x + 16])
+            seen.append((y, x))
+        return torch.zeros_like(sample)
+
+    restorer(velocity, num_inference_steps=1)(upsampled, seed=0)
+    assert seen == [(y, x) for y in (0, 8) for x in (0, 12, 24)]
+
+
+def test_tiles_begin_where_a_patch_begins() -> None:
+    seen: set[int] = set()
+
+    def velocity(sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+        seen.update(round(float(tile[0, 0, 0]) * 44) for tile in condition)
+        return torch.zeros_like(sample)
+
+    columns = (torch.arange(44) / 44).expand(1, 3, 24, 44)
+    restorer(velocity, patch_size=4)(columns, seed=0)
+    assert {0, 28} < seen
+    assert all(column % 4 == 0 for column in seen)
+
+
+def test_the_same_seed_gives_the_same_image_and_another_seed_another() -> None:
+    upsampled = draw(1, 3, 24, 20)
+    restore = restorer(mixing_velocity)
+    torch.manual_seed(1)
+    first = restore(upsampled, seed=3)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert torch.equal(restore(upsampled, seed=3), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.allclose(restore(upsampled, seed=4), first, atol=0.01)
+
+
+def test_an_image_does_not_depend_on_the_others_in_its_batch() -> None:
+    first, second, other = (draw(1, 3, 24, 20, seed=seed) for seed in range(3))
+    restore = restorer(mixing_velocity)
+    together = restore(torch.cat([first, second]), seed=3)
+    torch.testing.assert_close(restore(first, seed=3), together[:1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(restore(torch.cat([other, second]), seed=3)[1:], together[1:], rtol=0, atol=1e-6)
+    assert not torch.allclose(restore(torch.cat([first, first]), seed=3)[1], together[0], atol=0.01)
+
+
+def test_tiling_hardly_changes_what_a_local_model_makes() -> None:
+    upsampled = draw(1, 3, 32, 48)
+    whole = restorer(mixing_velocity, tile=64)(upsampled, seed=0)
+    tiled = restorer(mixing_velocity, tile=16)(upsampled, seed=0)
+    assert (whole - tiled).abs().max() < 0.1
+    assert (whole - tiled).abs().mean() < 0.002
+
+
+def test_no_graph_is_built_and_the_input_stays() -> None:
+    upsampled = draw(1, 3, 16, 16).requires_grad_()
+    copy = upsampled.detach().clone()
+    assert not restorer()(upsampled, seed=0).requires_grad
+    assert torch.equal(upsampled, copy)
+
+
+def test_the_restored_image_is_within_range() -> None:
+    loud = restorer(lambda sample, condition, timesteps: torch.full_like(sample, -50.0))
+    assert torch.equal(loud(draw(1, 3, 16, 16), seed=0), torch.ones(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("size", [(15, 16), (16, 15), (3, 3)])
+def test_a_size_that_is_not_a_multiple_of_the_patch(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"image size {size[0]}x{size[1]} is not a multiple of the patch size 2"):
+        restorer()(draw(1, 3, *size), seed=0)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from framer.config.training import ModelConfig
+from framer.models.build import build_latents
+from framer.models.latents import LatentSpace
+
+
+@pytest.fixture
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 6, 10, generator=generator) * 2 - 1
+    upsampled = torch.rand(2, 3, 6, 10, generator=generator) * 2 - 1
+    return image, upsampled
+
+
+@pytest.mark.parametrize(
+    "space", [LatentSpace("pixel", 1.0), LatentSpace("residual", 5.0), LatentSpace("residual", 0.3)]
+)
+def test_decoding_undoes_encoding(space: LatentSpace, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    image, upsampled = images
+    torch.testing.assert_close(space.decode(space.encode(image, upsampled), upsampled), image, rtol=0, atol=1e-6)
+
+
+def test_pixel_latents_are_the_image(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    image, upsampled = images
+    assert torch.equal(LatentSpace("pixel", 3.0).encode(image, upsampled), image)
+
+
+def test_residual_latents_are_the_scaled_difference(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    image, upsampled = images
+    torch.testing.assert_close(LatentSpace("residual", 6.0).encode(image, upsampled), 6 * image - 6 * upsampled)
+
+
+def test_a_residual_of_zero_is_bicubic(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, upsampled = images
+    assert torch.equal(LatentSpace("residual", 6.0).decode(torch.zeros_like(upsampled), upsampled), upsampled)
+
+
+@pytest.mark.parametrize("kind", ["pixel", "residual"])
+def test_decoded_images_stay_in_range(kind: str, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, upsampled = images
+    decoded = LatentSpace(kind, 1.0).decode(torch.full_like(upsampled, 9.0), upsampled)  # type: ignore[arg-type]
+    assert torch.equal(decoded, torch.ones_like(decoded))
+
+
+def test_the_configuration_names_the_space() -> None:
+    assert build_latents(ModelConfig(latents="residual", latents_scale=4.0)) == LatentSpace("residual", 4.0, 3)
+    assert build_latents(ModelConfig(latents="pixel", latents_scale=4.0)) == LatentSpace("pixel", 1.0, 3)
+
+
+def test_a_space_does_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LatentSpace().scale = 2.0  # type: ignore[misc]

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from framer.analysis.history import LayerMetrics, read_metrics
+from framer.errors import MissingExtraError, UserError
+from framer.training.metrics import MetricsLog, StepTime, TrainingStep
+
+LAYERS = LayerMetrics(
+    names=["block.0", "block.1"],
+    weight_lf=[0.9, 0.8],
+    weight_hf=[0.7, 0.6],
+    align_lf=[0.5, 0.4],
+    align_hf=[0.3, 0.2],
+    intra=[0.6, 0.5],
+    inter=[2.0, 1.5],
+)
+
+
+def record(step: int, loss: float = 1.5, *, framer: bool = True, gradient_norm: float = 0.25) -> TrainingStep:
+    return TrainingStep(
+        step=step,
+        loss=loss,
+        noise_loss=0.5,
+        framer_loss=1.0 if framer else None,
+        gradient_norm=gradient_norm,
+        learning_rate=1e-4,
+        samples=16 * step,
+        layers=LAYERS if framer else None,
+        time=StepTime(seconds=2.0, images_per_second=8.0, data_wait_fraction=0.125),
+    )
+
+
+def write(path: Path, steps: range, *, start_step: int = 0, tensorboard: Path | None = None, loss: float = 1.5) -> None:
+    log = MetricsLog(path, tensorboard=tensorboard, start_step=start_step)
+    for step in steps:
+        log.write(record(step, loss))
+    log.close()
+
+
+def steps_and_losses(path: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in map(json.loads, path.read_text().splitlines())]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+@pytest.mark.parametrize("framer", [True, False])
+def test_a_line_holds_the_step(path: Path, framer: bool) -> None:
+    log = MetricsLog(path, tensorboard=None, start_step=0)
+    log.write(record(1, framer=framer))
+    log.close()
+    (line,) = path.read_text().splitlines()
+    assert TrainingStep.model_validate_json(line) == record(1, framer=framer)
+    assert json.loads(line)["framer_loss"] == (1.0 if framer else None)
+    (read,) = read_metrics(path)
+    assert (read.step, read.loss, read.noise_loss) == (1, 1.5, 0.5)
+    assert read.layers == (LAYERS if framer else None)
+
+
+def test_a_step_can_be_read_while_the_run_goes_on(path: Path) -> None:
+    log = MetricsLog(path, tensorboard=None, start_step=0)
+    log.write(record(1))
+    assert steps_and_losses(path) == [(1, 1.5)]
+    log.write(record(2))
+    assert len(read_metrics(path)) == 2
+    log.close()
+
+
+@pytest.mark.parametrize("gradient_norm", [math.inf, math.nan])
+def test_a_gradient_norm_that_is_not_finite_is_still_json(path: Path, gradient_norm: float) -> None:
+    log = MetricsLog(path, tensorboard=None, start_step=0)
+    log.write(record(1, gradient_norm=gradient_norm))
+    log.close()
+    line = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert line["gradient_norm"] is None
+    assert len(read_metrics(path)) == 1
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 3, 5, 9])
+def test_resuming_drops_the_steps_that_will_be_taken_again(path: Path, start_step: int) -> None:
+    write(path, range(1, 6), loss=1.0)
+    write(path, range(start_step + 1, 11), start_step=start_step, loss=2.0)
+    kept = [(step, 1.0) for step in range(1, min(start_step, 5) + 1)]
+    assert steps_and_losses(path) == kept + [(step, 2.0) for step in range(start_step + 1, 11)]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b'{"step": 4, "loss": 1.', b'{"step": 4', b"{", b"\x00" * 100, b'{"step": 4, "loss": 1.0\xff\xfe', b"4", b"null"],
+)
+def test_what_a_killed_run_left_behind_goes(path: Path, rest: bytes) -> None:
+    write(path, range(1, 4))
+    path.write_bytes(path.read_bytes() + rest)
+    write(path, range(4, 6), start_step=3)
+    assert [step for step, _ in steps_and_losses(path)] == [1, 2, 3, 4, 5]
+    assert len(read_metrics(path)) == 5
+
+
+def test_a_crash_while_resuming_keeps_the_old_lines(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, range(1, 6))
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=f"cannot write {path}: No space left on device"):
+        MetricsLog(path, tensorboard=None, start_step=3)
+    assert path.read_bytes() == before
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_every_number(path: Path, tmp_path: Path) -> None:
+    write(path, range(1, 3), tensorboard=tmp_path / "tb")
+    found = scalars(tmp_path / "tb")
+    assert found["train/loss"] == [(1, 1.5), (2, 1.5)]
+    assert found["train/samples"] == [(1, 16.0), (2, 32.0)]
+    assert found["time/images_per_second"] == [(1, 8.0), (2, 8.0)]
+    assert found["framer_weight_hf/block.1"][0] == (1, pytest.approx(0.6))
+    assert found["framer_inter/block.0"][0] == (1, pytest.approx(2.0))
+    expected = {
+        f"train/{key}" for key in ("loss", "noise_loss", "framer_loss", "gradient_norm", "learning_rate", "samples")
+    }
+    expected |= {f"time/{key}" for key in ("seconds", "images_per_second", "data_wait_fraction")}
+    diagnostics = ("weight_lf", "weight_hf", "align_lf", "align_hf", "intra", "inter")
+    expected |= {f"framer_{key}/{layer}" for key in diagnostics for layer in LAYERS.names}
+    assert set(found) == expected
+
+
+def test_tensorboard_without_framer_has_no_framer_numbers(path: Path, tmp_path: Path) -> None:
+    log = MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
+    log.write(record(1, framer=False))
+    log.close()
+    assert not [tag for tag in scalars(tmp_path / "tb") if "framer" in tag]
+
+
+def test_tensorboard_shows_each_step_once_after_resuming(path: Path, tmp_path: Path) -> None:
+    write(path, range(1, 6), tensorboard=tmp_path / "tb", loss=1.0)
+    write(path, range(3, 5), start_step=2, tensorboard=tmp_path / "tb", loss=2.0)
+    assert scalars(tmp_path / "tb")["train/loss"] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+def test_closing_ends_the_thread_that_writes_for_tensorboard(path: Path, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    log = MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
+    log.write(record(1))
+    assert set(threading.enumerate()) - before
+    log.close()
+    assert not set(threading.enumerate()) - before
+
+
+def test_no_tensorboard_where_none_is_asked_for(path: Path, tmp_path: Path) -> None:
+    write(path, range(1, 3))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_missing_tensorboard_names_the_extra(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "tensorboard" or name == "torch.utils.tensorboard"
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"tensorboard is not installed; .*'framer-diffusion\[train\]'"):
+        MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
+    write(path, range(1, 2))
+    assert len(read_metrics(path)) == 1
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "metrics.jsonl"
+    with pytest.raises(UserError, match=f"cannot write {path}: No such file or directory"):
+        MetricsLog(path, tensorboard=None, start_step=0)
+
+
+def test_a_folder_where_the_file_should_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}: Is a directory"):
+        MetricsLog(tmp_path, tensorboard=None, start_step=0)
+
+
+def test_a_file_where_the_tensorboard_folder_should_be(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "tb").touch()
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'tb'}: "):
+        MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
+
+
+def test_a_full_disk_is_told_as_such_and_closing_tells_it_again() -> None:
+    log = MetricsLog(Path("/dev/full"), tensorboard=None, start_step=0)
+    with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):
+        log.write(record(1))
+    with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):
+        log.close()
