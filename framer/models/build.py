@@ -9,19 +9,20 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from framer.config.training import ModelConfig
-from framer.errors import ConfigError, UserError
+from framer.errors import UserError
 from framer.models.conditioning import expand_input_channels
-from framer.models.latents import LatentSpace
+from framer.models.latents import build_latents
 from framer.seeding import derived_seed
 
 BASE_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "base"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-RESTORATION_FILE = "restoration.json"
 
 
-def build_latents(config: ModelConfig) -> LatentSpace:
-    """The space that ``model.latents`` names."""
-    return LatentSpace(config.latents, config.latents_scale if config.latents == "residual" else 1.0)
+def pretrained_folder(config: ModelConfig) -> Path | None:
+    """The folder that ``model.pretrained`` names; None for random weights."""
+    if config.pretrained is None:
+        return None
+    return BASE_FOLDER if config.pretrained == "base" else Path(config.pretrained).expanduser()
 
 
 def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DModel:
@@ -34,13 +35,13 @@ def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DMode
         seed: Seed of random weights.
 
     Raises:
-        UserError: The pretrained folder is missing, incomplete, damaged or of another class, has other channels, or
-            was trained in another latent space.
+        UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels.
     """
     channels = build_latents(config).channels
+    folder = pretrained_folder(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        model = _random_transformer(config, channels) if config.pretrained is None else _load_transformer(config)
+        model = _random_transformer(config, channels) if folder is None else _load_transformer(folder)
     if int(model.config.out_channels) != channels:
         raise UserError(
             f"model.pretrained: the model predicts {model.config.out_channels} channels; "
@@ -87,8 +88,7 @@ def _initialise_as_dit(model: SD3Transformer2DModel) -> None:
         linear.bias.zero_()
 
 
-def _load_transformer(config: ModelConfig) -> SD3Transformer2DModel:
-    folder = BASE_FOLDER if config.pretrained == "base" else Path(str(config.pretrained))
+def _load_transformer(folder: Path) -> SD3Transformer2DModel:
     for name in ("config.json", WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UserError(
@@ -101,7 +101,6 @@ def _load_transformer(config: ModelConfig) -> SD3Transformer2DModel:
             f"model.pretrained: {folder} holds {trained_class or 'no diffusers model'}; expected "
             f"{SD3Transformer2DModel.__name__}"
         )
-    _check_restoration(folder, config)
     try:
         model, loaded = SD3Transformer2DModel.from_pretrained(
             folder,
@@ -121,20 +120,6 @@ def _load_transformer(config: ModelConfig) -> SD3Transformer2DModel:
                 f"such as {names[0]}"
             )
     return model
-
-
-def _check_restoration(folder: Path, config: ModelConfig) -> None:
-    path = folder / RESTORATION_FILE
-    if not path.is_file():
-        return
-    trained = _read_json(path)
-    wanted = build_latents(config)
-    if (trained.get("latents"), trained.get("latents_scale")) != (wanted.kind, wanted.scale):
-        raise ConfigError(
-            f"model.latents: {folder} was trained with latents={trained.get('latents')}, "
-            f"latents_scale={trained.get('latents_scale')}, the configuration says latents={wanted.kind}, "
-            f"latents_scale={wanted.scale}"
-        )
 
 
 def _read_json(path: Path) -> dict[str, object]:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from framer.config.training import ModelConfig
+
 
 @dataclass(frozen=True)
 class LatentSpace:
@@ -37,3 +39,8 @@ class LatentSpace:
         """Image ``[B, 3, H, W]``, clamped to [-1, 1]; the inverse of :meth:`encode`."""
         image = upsampled + latents / self.scale if self.kind == "residual" else latents
         return image.clamp(-1, 1)
+
+
+def build_latents(config: ModelConfig) -> LatentSpace:
+    """The space that ``model.latents`` names."""
+    return LatentSpace(config.latents, config.latents_scale if config.latents == "residual" else 1.0)

@@ -16,8 +16,8 @@ from framer.data.dataset import heldout_pairs
 from framer.data.images import find_images
 from framer.data.photographs import bundled_photographs
 from framer.inference.restore import Restorer
-from framer.models.build import build_latents
 from framer.models.conditioning import model_inputs
+from framer.models.latents import build_latents
 from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def load_heldout(config: TrainConfig) -> HeldOut:
     elif source == "validation":
         paths = bundled_photographs("validation")
     else:
-        paths = find_images(Path(source))
+        paths = find_images(Path(source).expanduser())
     pairs = heldout_pairs(
         paths,
         crop_size=config.evaluation.crop_size,

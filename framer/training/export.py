@@ -14,7 +14,7 @@ from diffusers import SD3Transformer2DModel
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.files import sync_tree, write_text
-from framer.models.build import RESTORATION_FILE, build_latents
+from framer.models.restoration import RESTORATION_FILE, restoration_settings
 from framer.training.engine import master_weights
 
 if TYPE_CHECKING:
@@ -60,17 +60,3 @@ def write_diffusers_folder(
     sync_tree(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-
-
-def restoration_settings(config: TrainConfig) -> dict[str, object]:
-    """What inference must know beside the weights."""
-    latents = build_latents(config.model)
-    return {
-        "latents": latents.kind,
-        "latents_scale": latents.scale,
-        "conditioning": config.model.conditioning,
-        "scale": config.data.scale,
-        "tile": config.data.crop_size,
-        "prediction_type": config.objective.prediction_type,
-        "timestep_shift": config.objective.timestep_shift,
-    }

@@ -19,8 +19,8 @@ from framer.config.training import TrainConfig
 from framer.distill import Framer
 from framer.evaluation.sheets import SheetRow, write_sample_sheet
 from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
-from framer.models.build import build_latents
 from framer.models.conditioning import model_inputs
+from framer.models.latents import build_latents
 from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
 from framer.seeding import normal_per_sample
 from framer.training.evaluation import Evaluated, HeldOut

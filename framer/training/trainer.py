@@ -25,8 +25,10 @@ from framer.distill import Framer, FramerOutput
 from framer.errors import UserError
 from framer.extras import require
 from framer.files import write_text
-from framer.models.build import build_latents, build_transformer
+from framer.models.build import build_transformer, pretrained_folder
 from framer.models.conditioning import model_inputs
+from framer.models.latents import build_latents
+from framer.models.restoration import check_restoration
 from framer.objectives import FlowMatching
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
@@ -71,8 +73,12 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.folder = RunFolder(Path(config.output_dir))
-        paths = bundled_photographs("train") if config.data.train == "bundled" else find_images(Path(config.data.train))
+        self.folder = RunFolder(Path(config.output_dir).expanduser())
+        paths = (
+            bundled_photographs("train")
+            if config.data.train == "bundled"
+            else find_images(Path(config.data.train).expanduser())
+        )
         self.dataset = RealISRDataset(
             paths,
             crop_size=config.data.crop_size,
@@ -86,6 +92,9 @@ class Trainer:
             on_broken=config.data.on_broken,
         )
         self.heldout = load_heldout(config)
+        pretrained = pretrained_folder(config.model)
+        if pretrained is not None:
+            check_restoration(pretrained, config)
         transformer = build_transformer(config.model, seed=config.seed)
         _check_tokens(transformer, config)
         start_distributed()

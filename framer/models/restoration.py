@@ -1,0 +1,57 @@
+"""What inference and further training must know beside the weights: ``restoration.json`` in an exported folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from framer.config.training import TrainConfig
+from framer.errors import ConfigError, UserError
+from framer.models.latents import build_latents
+
+RESTORATION_FILE = "restoration.json"
+# A model means something else under another value of these; the tile and the shift may change.
+_FIXED = {
+    "latents": "model.latents",
+    "latents_scale": "model.latents_scale",
+    "conditioning": "model.conditioning",
+    "prediction_type": "objective.prediction_type",
+    "scale": "data.scale",
+}
+
+
+def restoration_settings(config: TrainConfig) -> dict[str, str | int | float]:
+    """The settings that an export carries."""
+    latents = build_latents(config.model)
+    return {
+        "latents": latents.kind,
+        "latents_scale": latents.scale,
+        "conditioning": config.model.conditioning,
+        "scale": config.data.scale,
+        "tile": config.data.crop_size,
+        "prediction_type": config.objective.prediction_type,
+        "timestep_shift": config.objective.timestep_shift,
+    }
+
+
+def check_restoration(folder: Path, config: TrainConfig) -> None:
+    """Compares a pretrained folder's settings, where it has some, with the configuration.
+
+    Raises:
+        ConfigError: The model was trained under other settings; each is named.
+        UserError: The file is damaged.
+    """
+    path = folder / RESTORATION_FILE
+    if not path.is_file():
+        return
+    try:
+        trained = json.loads(path.read_text(encoding="utf-8"))
+        differing = [
+            f"{key}={wanted} (trained with {trained[name]})"
+            for name, key in _FIXED.items()
+            if trained[name] != (wanted := restoration_settings(config)[name])
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model.pretrained: {path} is damaged: {error!r}") from None
+    if differing:
+        raise ConfigError(f"{folder} was trained under other settings: {', '.join(differing)}; set them to its own")

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framer.config.loading import build_config
+from framer.config.training import TrainConfig
+from framer.errors import ConfigError, UserError
+from framer.models.restoration import RESTORATION_FILE, check_restoration, restoration_settings
+
+
+def _config(**sections: dict[str, Any]) -> TrainConfig:
+    return build_config(TrainConfig, {"output_dir": "runs/x", **sections}, source="test")
+
+
+def _export(folder: Path, config: TrainConfig) -> Path:
+    (folder / RESTORATION_FILE).write_text(json.dumps(restoration_settings(config)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("trained", "now"),
+    [
+        ({}, {}),
+        ({"model": {"latents_scale": 5}}, {"model": {"latents_scale": 5.0}}),
+        # The pixels' scale has no meaning.
+        ({"model": {"latents": "pixel", "latents_scale": 2.0}}, {"model": {"latents": "pixel"}}),
+        # The shift and the tile may change.
+        ({"objective": {"timestep_shift": 1.0}}, {"objective": {"timestep_shift": 3.0}}),
+        ({"data": {"crop_size": 32}}, {"data": {"crop_size": 64}}),
+    ],
+)
+def test_settings_that_fit(tmp_path: Path, trained: dict[str, Any], now: dict[str, Any]) -> None:
+    check_restoration(_export(tmp_path, _config(**trained)), _config(**now))
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"model": {"latents": "pixel"}}, r"model\.latents=pixel \(trained with residual\)"),
+        ({"model": {"latents_scale": 2.0}}, r"model\.latents_scale=2\.0 \(trained with 6\.0\)"),
+        (
+            {"objective": {"prediction_type": "sample"}},
+            r"objective\.prediction_type=sample \(trained with velocity\)",
+        ),
+        ({"data": {"scale": 2}}, r"data\.scale=2 \(trained with 4\)"),
+    ],
+)
+def test_settings_under_which_the_model_means_something_else(tmp_path: Path, now: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_restoration(_export(tmp_path, _config()), _config(**now))
+
+
+def test_a_folder_of_diffusers_alone_says_nothing(tmp_path: Path) -> None:
+    check_restoration(tmp_path, _config())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"latents": "pixel"}'])
+def test_damaged_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / RESTORATION_FILE).write_text(content)
+    with pytest.raises(UserError, match=r"restoration\.json is damaged"):
+        check_restoration(tmp_path, _config())
