@@ -189,8 +189,8 @@ class DeepSpeedConfig(ConfigSection):
 class EvaluationConfig(ConfigSection):
     """Held-out photographs: sample sheets, PSNR and SSIM."""
 
-    crop_size: PositiveInt = 256
-    """Height and width of an evaluation crop, in pixels."""
+    crop_size: Annotated[int, Field(ge=11)] = 256
+    """Height and width of an evaluation crop, in pixels; SSIM needs 11."""
     crops_per_photo: PositiveInt = 1
     seed: NonNegativeInt = 0
     """Seed of the degradation and of the initial noise; independent of ``seed`` so that runs compare."""

@@ -110,8 +110,11 @@ class RealISRDataset(Dataset[Sample]):
         problems: list[str] = []
         for path in paths:
             try:
+                image = read_image(path)
                 for factor in self.rescale:
-                    _check_size(self._read(path, factor), self.crop_size, path, factor)
+                    rescaled = _rescaled(image, factor)
+                    _check_size(rescaled, self.crop_size, path, factor)
+                    self._keep(path, factor, rescaled)
             except ImageError as error:
                 problems.append(str(error))
             else:
@@ -127,10 +130,13 @@ class RealISRDataset(Dataset[Sample]):
         image = self._cache.get((path, factor))
         if image is None:
             image = _rescaled(read_image(path), factor)
-            if self._cached_bytes + image.nbytes <= self.cache_bytes:
-                self._cache[path, factor] = image
-                self._cached_bytes += image.nbytes
+            self._keep(path, factor, image)
         return image
+
+    def _keep(self, path: Path, factor: float, image: npt.NDArray[np.uint8]) -> None:
+        if self._cached_bytes + image.nbytes <= self.cache_bytes:
+            self._cache[path, factor] = image
+            self._cached_bytes += image.nbytes
 
     def __len__(self) -> int:
         """Number of usable photographs, which is the length of an epoch; indices beyond it are valid."""

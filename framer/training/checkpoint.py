@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ import torch.distributed as dist
 
 from framer.errors import UserError
 from framer.files import sync_folder, sync_tree, write_text
+from framer.training.ranks import on_rank_zero, raise_on_all_ranks
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -21,6 +24,21 @@ if TYPE_CHECKING:
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"step-(\d{8})")
 _UNFINISHED = ".unfinished"
+# What a continued run may change; anything else would make it another run under the same name.
+_CHANGEABLE = (
+    "output_dir",
+    "evaluation.",
+    "data.evaluation",
+    "data.workers",
+    "training.max_steps",
+    "training.checkpoint_steps",
+    "training.checkpoints_kept",
+    "training.sample_steps",
+    "training.resume",
+    "training.tensorboard",
+    "training.export_dtype",
+    "training.activation_checkpointing",
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +52,8 @@ class TrainerState:
     framer: dict[str, int]
     """State of the random-layer negatives."""
     world_size: int
-    zero_stage: int
-    precision: str
+    config: dict[str, Any]
+    """The run's resolved configuration."""
     model: dict[str, Any]
     """The transformer's config, to recognise a checkpoint of another model."""
 
@@ -62,36 +80,68 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, state: TrainerState, 
     """
     final = folder / checkpoint_name(state.step)
     unfinished = folder / f"{_UNFINISHED}-{final.name}"
+    on_rank_zero(lambda: shutil.rmtree(unfinished, ignore_errors=True))
     failure: str | None = None
-    if dist.get_rank() == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    dist.barrier()
     try:
-        engine.save_checkpoint(str(folder), tag=unfinished.name, save_latest=False)
+        with _errors_kept(engine) as errors:
+            engine.save_checkpoint(str(folder), tag=unfinished.name, save_latest=False)
         # Random state of layers that draw numbers themselves, such as dropout.
-        torch.save({"torch": torch.get_rng_state()}, unfinished / f"rng-rank-{dist.get_rank()}.pt")
-        if dist.get_rank() == 0:
-            write_text(unfinished / STATE_FILE, json.dumps(asdict(state), indent=2))
-            sync_tree(unfinished)
-    except (OSError, RuntimeError, UserError) as error:
+        torch.save(_random_state(), unfinished / f"rng-rank-{dist.get_rank()}.pt")
+        failure = errors[0] if errors else None
+    except (OSError, RuntimeError) as error:
         failure = str(error)
-    _raise_on_all_ranks(failure, f"cannot save the checkpoint {final}")
-    if dist.get_rank() == 0:
-        shutil.rmtree(final, ignore_errors=True)
-        unfinished.rename(final)
-        sync_folder(folder)
-        for old in find_checkpoints(folder)[:-kept]:
-            shutil.rmtree(old)
-    dist.barrier()
+    raise_on_all_ranks(failure, f"cannot save the checkpoint {final}")
+    on_rank_zero(lambda: _publish(unfinished, final, state, kept))
     return final
 
 
-def _raise_on_all_ranks(failure: str | None, what: str) -> None:
-    failures: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    for rank, message in enumerate(failures):
-        if message is not None:
-            raise UserError(f"{what}: rank {rank}: {message}")
+@contextmanager
+def _errors_kept(engine: DeepSpeedEngine) -> Iterator[list[str]]:
+    """Keeps this rank's errors while DeepSpeed saves: it would leave the other ranks waiting in its barriers."""
+    errors: list[str] = []
+    save = engine.checkpoint_engine.save
+
+    def guarded_save(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return save(*args, **kwargs)
+        except Exception as error:  # whatever a full or failing disk raises
+            errors.append(f"{type(error).__name__}: {error}")
+
+    engine.checkpoint_engine.save = guarded_save
+    try:
+        yield errors
+    finally:
+        engine.checkpoint_engine.save = save
+
+
+def _publish(unfinished: Path, final: Path, state: TrainerState, kept: int) -> None:
+    try:
+        write_text(unfinished / STATE_FILE, json.dumps(asdict(state), indent=2))
+        sync_tree(unfinished)
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.rename(final)
+        sync_folder(final.parent)
+        for old in find_checkpoints(final.parent)[:-kept]:
+            shutil.rmtree(old)
+    except OSError as error:
+        raise UserError(f"cannot publish the checkpoint {final}: {error}") from error
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes what a run that was killed while saving left behind."""
+    for leftover in folder.glob(f"{_UNFINISHED}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -128,6 +178,12 @@ def choose_checkpoint(resume: str, folder: Path) -> Path | None:
             f"training.resume: {path} is not a checkpoint (no {STATE_FILE}); expected auto, never, or a folder such "
             f"as {folder / checkpoint_name(100)}"
         )
+    later = [other for other in found if other.name > path.resolve().name]
+    if later:
+        raise UserError(
+            f"training.resume: {folder} holds {later[-1].name}, later than {path.name}; choose another output_dir, or "
+            "move the later checkpoints away"
+        )
     return path
 
 
@@ -150,24 +206,34 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, *, expected: Trai
     Args:
         engine: Freshly started, of the same model.
         checkpoint: A finished checkpoint.
-        expected: The present run's world size, stage, precision and model; step and position are ignored.
+        expected: The present run's world size, configuration and model; step and position are ignored.
 
     Raises:
-        UserError: The checkpoint is of another model, world size, ZeRO stage or precision, or is damaged.
+        UserError: The checkpoint is of another model, world size or configuration, or is damaged.
     """
     state = read_state(checkpoint)
     differing = [
         f"{key} {state.model.get(key)} (now {value})"
         for key, value in expected.model.items()
-        if state.model.get(key) != value and not key.startswith("_")
+        if state.model.get(key) != value
     ]
     if differing:
         raise UserError(f"{checkpoint} is of another model: {', '.join(differing)}")
-    for key in ("world_size", "zero_stage", "precision"):
-        if getattr(state, key) != getattr(expected, key):
-            raise UserError(
-                f"{checkpoint} was saved with {key} {getattr(state, key)}; this run has {getattr(expected, key)}"
-            )
+    if state.world_size != expected.world_size:
+        raise UserError(
+            f"{checkpoint} was saved by {state.world_size} ranks, this run has {expected.world_size}; start as many"
+        )
+    before, now = _flat(state.config), _flat(expected.config)
+    changed = [
+        f"{key} {before.get(key)} (now {now.get(key)})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(_CHANGEABLE)
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint} is of a run with other settings: {', '.join(changed)}; choose another output_dir for a new "
+            "run, or go on with the old settings"
+        )
     failure: str | None = None
     try:
         path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -175,8 +241,15 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, *, expected: Trai
             failure = "files are missing"
         else:
             rng = torch.load(checkpoint / f"rng-rank-{dist.get_rank()}.pt", weights_only=True)
-            torch.set_rng_state(rng["torch"])
+            _set_random_state(rng)
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         failure = f"{type(error).__name__}: {error}"
-    _raise_on_all_ranks(failure, f"cannot load {checkpoint}; remove the folder to use the previous one")
+    raise_on_all_ranks(failure, f"cannot load {checkpoint}; remove the folder to use the previous one")
     return state
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0 for success, 2 for a mistake of the user's, whose message went to standard error.
+        Exit status: 0 for success; 2 for a mistake of the user's or a full disk, whose message went to standard error;
+        130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(description="Train a diffusion model with FRAMER.")
     parser.add_argument("--config", required=True, help="YAML file, for example configs/quickstart.yaml")
@@ -33,5 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except OSError as error:  # a full disk shows wherever a file is written
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues from the last checkpoint\n")
+        return 130
     sys.stdout.write(f"report: {report}\n")
     return 0

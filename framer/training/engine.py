@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from framer.config.training import TrainConfig
@@ -20,25 +17,8 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
-def start_distributed() -> None:
-    """Joins the process group that the launcher set up, or makes one of a single process.
-
-    The backend is NCCL where there are GPUs and gloo otherwise.
-    """
-    if dist.is_initialized():
-        return
-    deepspeed = require("deepspeed", extra="train")
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # It would compile a shared-memory collective for CPUs at start, and fail where there is no compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
-    )
+class NonFiniteGradientError(UserError):
+    """The gradient is not finite although the loss is."""
 
 
 def engine_config(config: TrainConfig) -> dict[str, Any]:
@@ -46,7 +26,7 @@ def engine_config(config: TrainConfig) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.deepspeed.zero_stage}
     if config.deepspeed.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = config.deepspeed.stage3_param_persistence_threshold
-    return {
+    values: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.training.batch_size,
         "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
         # DeepSpeed 0.19.3 changed the default from 0 to 1.
@@ -56,6 +36,12 @@ def engine_config(config: TrainConfig) -> dict[str, Any]:
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
     }
+    if config.training.precision == "bf16":
+        # By default bf16 gradients are also summed over ranks and micro-steps in bf16.
+        values["communication_data_type"] = "fp32"
+        if config.deepspeed.zero_stage > 0:
+            values["data_types"] = {"grad_accum_dtype": "fp32"}
+    return values
 
 
 def start_engine(model: nn.Module, config: TrainConfig) -> DeepSpeedEngine:
@@ -87,17 +73,28 @@ def step(engine: DeepSpeedEngine) -> float:
 
     Returns:
         Global norm of the gradient before clipping where the optimizer stepped; 0 between.
+
+    Raises:
+        NonFiniteGradientError: The gradient is not finite. Weights and optimizer are not to be saved.
     """
     boundary = engine.is_gradient_accumulation_boundary()
     # ZeRO and the bf16 optimizer report their norm after the step; plain fp32 reports none.
     reports_norm = hasattr(engine.optimizer, "_global_grad_norm")
-    norm = torch.zeros(())
+    norm = 0.0
     if boundary and not reports_norm:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = _checked(float(torch.nn.utils.get_total_norm(gradients)))
     engine.step()
-    if not boundary:
-        return 0.0
-    return float(engine.get_global_grad_norm() or 0.0) if reports_norm else float(norm)
+    if boundary and reports_norm:
+        norm = _checked(float(engine.get_global_grad_norm()))
+    return norm
+
+
+def _checked(norm: float) -> float:
+    # DeepSpeed reports an overflow as -1.
+    if not math.isfinite(norm) or norm < 0:
+        raise NonFiniteGradientError(f"gradient norm {norm:g}")
+    return norm
 
 
 def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -126,12 +123,3 @@ def master_weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
         parameter = parameters.get(name)
         master = safe_get_full_fp32_param(parameter) if parameter is not None else None
         yield name, value if master is None else master.detach()
-
-
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of a tensor over all ranks."""
-    if dist.get_world_size() == 1:
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()

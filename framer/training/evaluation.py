@@ -67,7 +67,7 @@ def load_heldout(config: TrainConfig) -> HeldOut:
         crops_per_photo=config.evaluation.crops_per_photo,
     )
     return HeldOut(
-        [pair["name"] for pair in pairs],
+        _distinct([pair["name"] for pair in pairs]),
         torch.stack([pair["hr"] for pair in pairs]),
         torch.stack([pair["lr"] for pair in pairs]),
         torch.stack([pair["lr_upsampled"] for pair in pairs]),
@@ -112,3 +112,8 @@ def restore_heldout(
 
 def _images(batch: Tensor | Sequence[Tensor]) -> list[Image]:
     return [((image.permute(1, 2, 0) + 1) / 2).clamp(0, 1).contiguous().numpy() for image in batch]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Numbers the names of files that are called the same in different folders."""
+    return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from diffusers import SD3Transformer2DModel
+from safetensors import SafetensorError
 
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.files import sync_tree, write_text
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
 from framer.training.engine import master_weights
+from framer.training.ranks import on_rank_zero
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -38,12 +40,14 @@ def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> 
     for name, value in master_weights(engine):
         if dist.get_rank() == 0:
             weights[name] = value.to("cpu", DTYPES[config.training.export_dtype], copy=True)
-    if dist.get_rank() == 0:
-        try:
-            write_diffusers_folder(engine.module, weights, config, folder)
-        except OSError as error:
-            raise UserError(f"cannot write the export {folder}: {error.strerror or error}") from error
-    dist.barrier()
+    on_rank_zero(lambda: _write(engine.module, weights, config, folder))
+
+
+def _write(model: SD3Transformer2DModel, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path) -> None:
+    try:
+        write_diffusers_folder(model, weights, config, folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the export {folder}: {error}") from error
 
 
 def write_diffusers_folder(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from framer.errors import UserError
+from framer.training.ranks import gather_objects
 
 
 class NonFiniteLossError(UserError):
@@ -17,19 +18,17 @@ class NonFiniteLossError(UserError):
 def first_non_finite_layer(model: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
     """Runs the model once more and names the first module whose output is not finite.
 
-    Under ZeRO 3 all ranks must call it together.
+    All ranks must call it together.
 
     Args:
         model: The model, with the weights that gave the non-finite loss.
         inputs: Keyword arguments of the forward pass that gave it.
 
     Returns:
-        The module's name; the name of an input, where that is not finite itself; None if all is finite.
+        The module's name, on the first rank that has one; the name of an input, where that is not finite itself; None
+        if all is finite.
     """
-    for name, value in inputs.items():
-        if not bool(torch.isfinite(value).all()):
-            return f"input {name}"
-    found: list[str] = []
+    found = [f"input {name}" for name, value in inputs.items() if not bool(torch.isfinite(value).all())]
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
@@ -46,4 +45,5 @@ def first_non_finite_layer(model: nn.Module, inputs: Mapping[str, Tensor]) -> st
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    # All ranks have run the forward pass, which gathers parameters under ZeRO 3; what one found, all report.
+    return next((name for name in gather_objects(found[0] if found else None) if name is not None), None)

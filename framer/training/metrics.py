@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,9 +86,18 @@ class MetricsLog:
         with _writing(self._path):
             self._file.write(metrics.model_dump_json() + "\n")
             self._file.flush()
-        if self._writer is not None:
-            for name, value in _scalars(metrics).items():
-                self._writer.add_scalar(name, value, metrics.step)
+            if self._writer is not None:
+                for name, value in _scalars(metrics).items():
+                    self._writer.add_scalar(name, value, metrics.step)
+
+    def sync(self) -> None:
+        """Makes what was written durable, so that no checkpoint outlives the lines before it.
+
+        Raises:
+            UserError: As :meth:`write`.
+        """
+        with _writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Writes what is buffered.
@@ -95,10 +105,10 @@ class MetricsLog:
         Raises:
             UserError: As :meth:`write`.
         """
-        if self._writer is not None:
-            self._writer.close()
         with _writing(self._path):
             self._file.close()
+            if self._writer is not None:
+                self._writer.close()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -81,14 +82,16 @@ def write_run_report(
         "Similarity to the last layer against depth",
         plot_depth_similarity(folder.plots / "similarity.png", similarities, title="Similarity to the last layer"),
     )
-    if config.framer.enabled and config.framer.fam:
+    if config.framer.fam and any(record.layers is not None for record in metrics):
         caption = plot_modulation(folder.plots / "modulation.png", metrics, title="FAW x FAM weights by layer")
         add("modulation.png", "FAW x FAM weights by layer", caption)
-    add("losses.png", "Losses", plot_losses(folder.plots / "losses.png", metrics))
+    if metrics:
+        add("losses.png", "Losses", plot_losses(folder.plots / "losses.png", metrics))
     return write_report(
         folder.root,
         title=f"{folder.root.name}: {'FRAMER' if config.framer.enabled else 'no FRAMER'}, {step} steps",
-        command=f"deepspeed train.py --config {shlex.quote(str(folder.config))}",
+        command=f"deepspeed train.py --config {shlex.quote(str(folder.config))} "
+        f"output_dir={shlex.quote(f'{folder.root}-again')}",
         config_summary=_summary(config, model, step),
         evaluation=rows,
         figures=figures,
@@ -119,16 +122,28 @@ def similarity_against_depth(
     for timestep in SIMILARITY_TIMESTEPS:
         sigmas = torch.full((len(clean),), timestep / NUM_TRAIN_TIMESTEPS, device=device)
         noisy = FlowMatching.at(clean, noise, sigmas)
-        with framer.capture():
-            model(**model_inputs(model, noisy.sample.to(dtype), upsampled.to(dtype), noisy.timesteps))
-        features = framer.features()
-        similarities[timestep] = depth_similarity(
-            [student.detach().float() for student in features.students],
-            features.teacher.float(),
-            bands=BandSplit.radial(settings.cutoff),
-            representation=settings.representation,
+        parts: list[DepthSimilarity] = []
+        # As many at a time as fit in training: the pass keeps its activations.
+        for start in range(0, len(clean), config.training.batch_size):
+            some = slice(start, start + config.training.batch_size)
+            sample, condition = noisy.sample[some].to(dtype), upsampled[some].to(dtype)
+            with framer.capture():
+                model(**model_inputs(model, sample, condition, noisy.timesteps[some]))
+            features = framer.features()
+            parts += [
+                depth_similarity(
+                    [student[b : b + 1].detach().float() for student in features.students],
+                    features.teacher[b : b + 1].float(),
+                    bands=BandSplit.radial(settings.cutoff),
+                    representation=settings.representation,
+                )
+                for b in range(len(sample))
+            ]
+            del features
+        similarities[timestep] = DepthSimilarity(
+            lf=[fmean(values) for values in zip(*(part.lf for part in parts), strict=True)],
+            hf=[fmean(values) for values in zip(*(part.hf for part in parts), strict=True)],
         )
-        del features
     framer.detach()
     model.train(was_training)
     return similarities

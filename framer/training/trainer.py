@@ -12,15 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from framer.analysis.history import LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
-from framer.data.dataset import RealISRDataset, Sample
-from framer.data.images import find_images
-from framer.data.photographs import bundled_photographs
-from framer.data.stream import StreamSampler
+from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
 from framer.errors import UserError
 from framer.extras import require
@@ -32,14 +28,17 @@ from framer.models.restoration import check_restoration
 from framer.objectives import FlowMatching
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
-from framer.training.engine import mean_over_ranks, start_distributed, start_engine, step
+from framer.training.batches import build_dataset, stream_batches
+from framer.training.engine import NonFiniteGradientError, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.health import NonFiniteLossError, first_non_finite_layer
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep
+from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
+from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -74,23 +73,7 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.folder = RunFolder(Path(config.output_dir).expanduser())
-        paths = (
-            bundled_photographs("train")
-            if config.data.train == "bundled"
-            else find_images(Path(config.data.train).expanduser())
-        )
-        self.dataset = RealISRDataset(
-            paths,
-            crop_size=config.data.crop_size,
-            scale=config.data.scale,
-            degradation=config.data.degradation,
-            seed=config.seed,
-            horizontal_flip=config.data.horizontal_flip,
-            quarter_turns=config.data.quarter_turns,
-            rescale=config.data.rescale,
-            colour_jitter=config.data.colour_jitter,
-            on_broken=config.data.on_broken,
-        )
+        self.dataset = build_dataset(config)
         self.heldout = load_heldout(config)
         pretrained = pretrained_folder(config.model)
         if pretrained is not None:
@@ -99,10 +82,8 @@ class Trainer:
         _check_tokens(transformer, config)
         start_distributed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        if self.rank == 0:
-            self.folder.create()
-        dist.barrier()
-        resumed_from = checkpoints.choose_checkpoint(config.training.resume, self.folder.checkpoints)
+        resumed_from = on_rank_zero(self._prepare_folder)
+        torch.manual_seed(derived_seed(config.seed, "rank", self.rank))
         self.engine = start_engine(transformer, config)
         self.device = torch.device(self.engine.device)
         self.model: SD3Transformer2DModel = self.engine.module
@@ -122,8 +103,12 @@ class Trainer:
         self.micro_steps = 0
         if resumed_from is not None:
             self._restore(resumed_from)
-        if self.rank == 0:
-            write_text(self.folder.config, save_config(config))
+        on_rank_zero(lambda: write_text(self.folder.config, save_config(config)))
+
+    def _prepare_folder(self) -> Path | None:
+        self.folder.create()
+        checkpoints.clear_unfinished(self.folder.checkpoints)
+        return checkpoints.choose_checkpoint(self.config.training.resume, self.folder.checkpoints)
 
     def train(self) -> Path:
         """Takes the remaining steps, then exports the model and writes the report.
@@ -136,7 +121,14 @@ class Trainer:
             UserError: The disk is full.
         """
         settings = self.config.training
-        batches = self._batches()
+        batches = stream_batches(
+            self.dataset,
+            self.config,
+            rank=self.rank,
+            world_size=self.world_size,
+            start=self.micro_steps,
+            count=(settings.max_steps - self.step) * settings.gradient_accumulation_steps,
+        )
         log = self._open_log()
         progress = require("tqdm", extra="train").tqdm(
             initial=self.step, total=settings.max_steps, desc="train", unit="step", disable=self.rank != 0
@@ -151,6 +143,8 @@ class Trainer:
                 progress.set_postfix(loss=f"{metrics.loss:.4f}")
                 last = self.step == settings.max_steps
                 if last or self.step % settings.checkpoint_steps == 0:
+                    if log is not None:
+                        log.sync()
                     self._save()
                 if not last and settings.sample_steps and self.step % settings.sample_steps == 0:
                     self._write_samples()
@@ -217,18 +211,29 @@ class Trainer:
         if not math.isfinite(float(mean_over_ranks(loss.detach()))):
             self._fail(inputs, float(noise_loss.detach()), float(framer_loss.detach()))
         self.engine.backward(loss)
-        norm = torch.tensor(step(self.engine), device=self.device)
-        layers = torch.empty(0) if out is None else _mean_diagnostics(out)
+        norm = torch.tensor(self._engine_step(), device=self.device)
+        layers = torch.empty(0, device=self.device) if out is None else _mean_diagnostics(out)
         return StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers, norm)
+
+    def _engine_step(self) -> float:
+        try:
+            return step(self.engine)
+        except NonFiniteGradientError as error:
+            raise NonFiniteLossError(
+                f"step {self.step + 1}: the gradient is not finite although the loss is ({error}). {self._advice()}"
+            ) from None
+
+    def _advice(self) -> str:
+        saved = checkpoints.find_checkpoints(self.folder.checkpoints)
+        last = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
+        return f"Try a lower optimizer.lr or training.gradient_clipping; {last}."
 
     def _fail(self, inputs: dict[str, Tensor], noise_loss: float, framer_loss: float) -> None:
         layer = first_non_finite_layer(self.model, inputs)
         where = f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
-        saved = checkpoints.find_checkpoints(self.folder.checkpoints)
-        advice = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
         raise NonFiniteLossError(
             f"step {self.step + 1}: the loss is not finite (noise loss {noise_loss:g}, FRAMER loss "
-            f"{framer_loss:g}); {where}. Try a lower optimizer.lr or training.gradient_clipping; {advice}."
+            f"{framer_loss:g}); {where}. {self._advice()}"
         )
 
     def _layer_metrics(self, layers: Tensor) -> LayerMetrics | None:
@@ -237,26 +242,16 @@ class Trainer:
         values = dict(zip(LAYER_METRICS, layers.tolist(), strict=True))
         return LayerMetrics(names=list(self.framer.layer_names), **values)
 
-    def _batches(self) -> Iterator[Sample]:
-        settings = self.config.training
-        sampler = StreamSampler(
-            settings.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            start=self.micro_steps,
-            stop=settings.max_steps * settings.gradient_accumulation_steps,
-        )
-        workers = self.config.data.workers
-        loader: DataLoader[Sample] = DataLoader(
-            self.dataset, batch_sampler=sampler, num_workers=workers, pin_memory=self.device.type == "cuda"
-        )
-        return iter(loader)
-
     def _open_log(self) -> MetricsLog | None:
-        if self.rank != 0:
-            return None
         tensorboard = self.folder.tensorboard if self.config.training.tensorboard else None
-        return MetricsLog(self.folder.metrics, tensorboard=tensorboard, start_step=self.step)
+        log: MetricsLog | None = None
+
+        def open_log() -> None:
+            nonlocal log
+            log = MetricsLog(self.folder.metrics, tensorboard=tensorboard, start_step=self.step)
+
+        on_rank_zero(open_log)
+        return log
 
     def _state(self) -> checkpoints.TrainerState:
         return checkpoints.TrainerState(
@@ -264,8 +259,7 @@ class Trainer:
             micro_steps=self.micro_steps,
             framer=dict(self.framer.state_dict()) if self.framer is not None else {},
             world_size=self.world_size,
-            zero_stage=self.config.deepspeed.zero_stage,
-            precision=self.config.training.precision,
+            config=self.config.model_dump(mode="json"),
             # Through JSON and back, so that it equals what a checkpoint's file says.
             model=json.loads(json.dumps({k: v for k, v in self.model.config.items() if not k.startswith("_")})),
         )
@@ -314,6 +308,12 @@ def _check_tokens(model: SD3Transformer2DModel, config: TrainConfig) -> None:
         raise UserError(
             f"data.crop_size {crop}: the model needs a multiple of its patch size {patch}, at most {patch * largest}"
         )
+    side = crop // patch if config.framer.feature_space == "hidden" else crop
+    if config.framer.enabled and config.framer.bands == "radial":
+        try:
+            BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, side, side, dtype=torch.complex64))
+        except ValueError as error:
+            raise UserError(f"framer.cutoff {config.framer.cutoff} with data.crop_size {crop}: {error}") from None
     if config.evaluation.crop_size % patch:
         raise UserError(
             f"evaluation.crop_size {config.evaluation.crop_size}: the model needs a multiple of its patch size {patch}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from training_runs import TINY, tiny_config, train
+from training_runs import TINY, run_on_ranks, tiny_config, train
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
 from framer.errors import UserError
+from framer.training import export
 from framer.training.command import main
 from framer.training.health import NonFiniteLossError
 from framer.training.trainer import Trainer
@@ -103,3 +106,73 @@ def test_non_finite_loss_names_the_layer(tmp_path: Path, enabled: bool) -> None:
         trainer.train()
     assert isinstance(caught.value, UserError)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_non_finite_gradient_stops_before_anything_is_saved(tmp_path: Path, zero_stage: int) -> None:
+    sections = {**TINY, "output_dir": str(tmp_path / "run"), "deepspeed": {"zero_stage": zero_stage}}
+    trainer = Trainer(build_config(TrainConfig, sections, source="test"))
+    trainer.model.transformer_blocks[1].attn.to_q.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(NonFiniteLossError, match="step 1: the gradient is not finite although the loss is"):
+        trainer.train()
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+
+
+def test_bands_that_the_feature_map_cannot_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _message(capsys, "--config", str(tiny_config(tmp_path)), "framer.cutoff=1.4142", "data.crop_size=12")
+    assert "framer.cutoff" in message
+
+
+def test_photograph_that_a_worker_cannot_read_any_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    path = tmp_path / "photos" / "vanishing.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    sections = {**TINY, "output_dir": str(tmp_path / "run")}
+    sections["data"] = {"crop_size": 32, "workers": 1, "train": str(path.parent)}
+    trainer = Trainer(build_config(TrainConfig, sections, source="test"))
+    trainer.dataset._cache.clear()
+    path.write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    assert "vanishing.png" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+_FULL_DISK_ON_RANK_ZERO = """
+import errno, os, sys
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from framer.training.command import main
+if os.environ["RANK"] == "0":
+    def save(self, state_dict, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    TorchCheckpointEngine.save = save
+sys.exit(main(["--config", sys.argv[1]]))
+"""
+
+
+def test_a_disk_that_is_full_on_one_rank_stops_both(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, training={"batch_size": 2})
+    results = run_on_ranks(2, _FULL_DISK_ON_RANK_ZERO, [config], timeout=120)
+    for status, errors in results:
+        assert status == 2
+        assert "cannot save the checkpoint" in errors
+        assert "No space left on device" in errors
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_full_disk_while_exporting(tmp_path: Path) -> None:
+    """A limit on the size of files, for the export alone, stands in for the full disk."""
+    sections = {**TINY, "output_dir": str(tmp_path / "run"), "training": {"max_steps": 1, "tensorboard": False}}
+    trainer = Trainer(build_config(TrainConfig, sections, source="test"))
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UserError, match="cannot write the export"):
+            export._write(trainer.model, weights, trainer.config, tmp_path / "export")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert not (tmp_path / "export").exists()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import read_steps, tiny_config, train_on_ranks
 
-ONE_RANK = {
+ONE_RANK: dict[str, dict[str, Any]] = {
     "plain": {},
     "checkpointing": {"training": {"activation_checkpointing": True}},
     "zero1": {"deepspeed": {"zero_stage": 1}},
@@ -24,20 +25,47 @@ ONE_RANK = {
     "x0-space-checkpointing": {"framer": {"feature_space": "x0"}, "training": {"activation_checkpointing": True}},
     "bf16": {"training": {"precision": "bf16"}},
     "bf16-zero3": {"training": {"precision": "bf16"}, "deepspeed": {"zero_stage": 3}},
+    "bf16-zero2-accumulation": {
+        "training": {"precision": "bf16", "batch_size": 2, "gradient_accumulation_steps": 2},
+        "deepspeed": {"zero_stage": 2},
+    },
 }
-TWO_RANKS = {
+RESUMED = ("zero1", "zero2", "zero3", "accumulation", "bf16", "bf16-zero3", "bf16-zero2-accumulation")
+TWO_RANKS: dict[str, dict[str, Any]] = {
     "two-zero0": {"training": {"batch_size": 2}},
     "two-zero2": {"training": {"batch_size": 2}, "deepspeed": {"zero_stage": 2}},
     "two-zero3": {"training": {"batch_size": 2}, "deepspeed": {"zero_stage": 3}},
+    "two-zero3-x0-checkpointing": {
+        "training": {"batch_size": 2, "activation_checkpointing": True},
+        "deepspeed": {"zero_stage": 3},
+        "framer": {"feature_space": "x0"},
+    },
 }
+TWO_RANKS_RESUMED = ("two-zero2", "two-zero3")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parity")
-    for world_size, cases in ((1, ONE_RANK), (2, TWO_RANKS)):
-        train_on_ranks(world_size, [tiny_config(folder / name, **sections) for name, sections in cases.items()])
+    for world_size, cases, resumed in ((1, ONE_RANK, RESUMED), (2, TWO_RANKS, TWO_RANKS_RESUMED)):
+        configs = [tiny_config(folder / name, **sections) for name, sections in cases.items()]
+        for name in resumed:
+            halfway = {**cases[name], "training": {**cases[name].get("training", {}), "max_steps": 2}}
+            interrupted = folder / f"{name}-resumed"
+            configs.append(tiny_config(interrupted, **halfway).rename(interrupted / "halfway.yaml"))
+            configs.append(tiny_config(interrupted, **cases[name]))
+        train_on_ranks(world_size, configs)
     return folder
+
+
+@pytest.mark.parametrize("name", [*RESUMED, *TWO_RANKS_RESUMED])
+def test_resumed_halfway_equals_bit_for_bit(runs: Path, name: str) -> None:
+    resumed = runs / f"{name}-resumed"
+    assert read_steps(resumed) == read_steps(runs / name)
+    weights, expected = (
+        load_file(folder / "run/export/diffusion_pytorch_model.safetensors") for folder in (resumed, runs / name)
+    )
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 def _assert_same_run(runs: Path, name: str, reference: str, tolerance: float) -> None:
@@ -65,8 +93,9 @@ def test_equals_the_plain_run(runs: Path, name: str) -> None:
     _assert_same_run(runs, name, "plain", 2e-4)
 
 
-def test_checkpointing_equals_in_feature_space_x0(runs: Path) -> None:
-    _assert_same_run(runs, "x0-space-checkpointing", "x0-space", 2e-4)
+@pytest.mark.parametrize("name", ["x0-space-checkpointing", "two-zero3-x0-checkpointing"])
+def test_equals_in_feature_space_x0(runs: Path, name: str) -> None:
+    _assert_same_run(runs, name, "x0-space", 2e-4)
 
 
 def test_zero3_equals_in_bf16(runs: Path) -> None:

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from training_runs import read_steps, start_training, tiny_config, train
 
+from framer.training.command import main
+
 STEPS = {"max_steps": 12, "checkpoint_steps": 3}
 
 
@@ -108,3 +110,39 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert f"cannot load {checkpoint}" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("framer.enabled=false", "framer.enabled True (now False)"),
+        ("seed=7", "seed 3 (now 7)"),
+        ("optimizer.lr=1e-5", "optimizer.lr 0.001 (now 1e-05)"),
+        ("training.batch_size=2", "training.batch_size 4 (now 2)"),
+        ("deepspeed.zero_stage=1", "deepspeed.zero_stage 0 (now 1)"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another_one(
+    uninterrupted: Path, capsys: pytest.CaptureFixture[str], override: str, named: str
+) -> None:
+    before = (uninterrupted / "run/report.md").read_text(), (uninterrupted / "run/config.yaml").read_text()
+    assert main(["--config", str(uninterrupted / "config.yaml"), override]) == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert "choose another output_dir" in message
+    assert before == ((uninterrupted / "run/report.md").read_text(), (uninterrupted / "run/config.yaml").read_text())
+
+
+def test_an_older_checkpoint_beside_later_ones(uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = uninterrupted / "run/checkpoints/step-00000009"
+    assert main(["--config", str(uninterrupted / "config.yaml"), f"training.resume={checkpoint}"]) == 2
+    assert "holds step-00000012, later than step-00000009" in capsys.readouterr().err
+    assert (uninterrupted / "run/checkpoints/step-00000012").is_dir()
+
+
+def test_what_a_kill_while_saving_left_is_cleared(uninterrupted: Path) -> None:
+    leftover = uninterrupted / "run/checkpoints/.unfinished-step-00000011"
+    leftover.mkdir()
+    (leftover / "half.pt").write_bytes(b"0")
+    assert main(["--config", str(uninterrupted / "config.yaml")]) == 0
+    assert not leftover.exists()

@@ -74,14 +74,18 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def train_on_ranks(world_size: int, configs: list[Path]) -> None:
-    """Trains one configuration after the other on the same ``world_size`` processes."""
+def run_on_ranks(world_size: int, program: str, configs: list[Path], *, timeout: float) -> list[tuple[int, str]]:
+    """Runs a Python program with the configurations as arguments on ``world_size`` ranks.
+
+    Returns:
+        Exit status and standard error of each rank.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _TRAIN_ALL, *map(str, configs)],
+            [sys.executable, "-c", program, *map(str, configs)],
             cwd=REPOSITORY,
             env=_environment(
                 RANK=str(rank),
@@ -91,15 +95,24 @@ def train_on_ranks(world_size: int, configs: list[Path]) -> None:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
             ),
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(world_size)
     ]
-    results = [process.communicate(timeout=400) for process in processes]
-    for process, (_, errors) in zip(processes, results, strict=True):
-        assert process.returncode == 0, errors[-4000:]
+    try:
+        errors = [process.communicate(timeout=timeout)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
+
+
+def train_on_ranks(world_size: int, configs: list[Path]) -> None:
+    """Trains one configuration after the other on the same ``world_size`` processes."""
+    for status, errors in run_on_ranks(world_size, _TRAIN_ALL, configs, timeout=500):
+        assert status == 0, errors[-4000:]
 
 
 def read_steps(folder: Path) -> list[dict[str, Any]]:

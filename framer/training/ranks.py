@@ -1,0 +1,97 @@
+"""Processes that train together: joining them, and failing together instead of waiting for each other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from framer.errors import UserError
+from framer.extras import require
+
+Result = TypeVar("Result")
+
+
+def start_distributed() -> None:
+    """Joins the process group that the launcher set up, or makes one of a single process.
+
+    The backend is NCCL where there are GPUs and gloo otherwise.
+    """
+    if dist.is_initialized():
+        return
+    deepspeed = require("deepspeed", extra="train")
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It would compile a shared-memory collective for CPUs at start, and fail where there is no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a tensor over all ranks."""
+    if dist.get_world_size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def gather_objects(value: Result) -> list[Result]:
+    """Every rank's value, in the order of ranks."""
+    values: list[Result | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def raise_on_all_ranks(failure: str | None, what: str) -> None:
+    """Raises on every rank if any rank has failed; every rank must call it.
+
+    Args:
+        failure: This rank's error message, or None.
+        what: What was tried, the beginning of the message.
+
+    Raises:
+        UserError: Some rank failed; names the first.
+    """
+    for rank, message in enumerate(gather_objects(failure)):
+        if message is not None:
+            where = f"rank {rank}: " if dist.get_world_size() > 1 else ""
+            raise UserError(f"{what}: {where}{message}")
+
+
+def on_rank_zero(action: Callable[[], Result]) -> Result:
+    """Runs ``action`` on rank 0 alone and gives its result to all; every rank must call it.
+
+    Args:
+        action: Returns something that can be pickled.
+
+    Raises:
+        UserError: The action failed on rank 0, which raises the error itself.
+    """
+    outcome: list[object] = [None, None]
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except Exception as caught:  # whatever it is, the other ranks must not wait for this one
+            error, outcome[1] = caught, f"{caught}" or type(caught).__name__
+    dist.broadcast_object_list(outcome, src=0)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        raise UserError(f"rank 0: {outcome[1]}")
+    return outcome[0]  # type: ignore[return-value]
