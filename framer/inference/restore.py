@@ -16,7 +16,7 @@ from framer.objectives import NUM_TRAIN_TIMESTEPS
 from framer.seeding import normal_per_sample
 
 VelocityModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(sample [B, C, H, W], condition [B, 3, H, W], timesteps [B]) -> velocity [B, C, H, W]``."""
+"""``(sample [B, C, H, W], upsampled [B, 3, H, W], timesteps [B]) -> velocity [B, C, H, W]``."""
 
 
 @dataclass(frozen=True)

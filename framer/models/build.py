@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import SD3Transformer2DModel
+from torch import nn
 
 from framer.config.training import ModelConfig
 from framer.errors import UserError
@@ -37,31 +38,32 @@ def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DMode
     Raises:
         UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels.
     """
-    channels = build_latents(config).channels
+    latents = build_latents(config)
+    channels, conditioned = latents.channels, latents.channels + latents.condition_channels
     folder = pretrained_folder(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        model = _random_transformer(config, channels) if folder is None else _load_transformer(folder)
+        model = _random_transformer(config, channels, conditioned) if folder is None else _load_transformer(folder)
     if int(model.config.out_channels) != channels:
         raise UserError(
             f"model.pretrained: the model predicts {model.config.out_channels} channels; "
             f"model.latents={config.latents} needs {channels}"
         )
-    if int(model.config.in_channels) not in (channels, 2 * channels):
+    if int(model.config.in_channels) not in (channels, conditioned):
         raise UserError(
             f"model.pretrained: the model takes {model.config.in_channels} input channels; model.latents="
-            f"{config.latents} needs {channels}, or {2 * channels} with the low-resolution image"
+            f"{config.latents} needs {channels}, or {conditioned} with the low-resolution image"
         )
-    expand_input_channels(model, 2 * channels)
+    expand_input_channels(model, conditioned)
     return model
 
 
-def _random_transformer(config: ModelConfig, channels: int) -> SD3Transformer2DModel:
+def _random_transformer(config: ModelConfig, channels: int, in_channels: int) -> SD3Transformer2DModel:
     architecture = config.architecture
     model = SD3Transformer2DModel(
         sample_size=architecture.patch_size * architecture.pos_embed_max_size // 2,
         patch_size=architecture.patch_size,
-        in_channels=channels,
+        in_channels=in_channels,
         out_channels=channels,
         num_layers=architecture.num_layers,
         num_attention_heads=architecture.num_attention_heads,
@@ -79,7 +81,9 @@ def _random_transformer(config: ModelConfig, channels: int) -> SD3Transformer2DM
 
 @torch.no_grad()
 def _initialise_as_dit(model: SD3Transformer2DModel) -> None:
-    """Zero modulation and zero output at the start (adaLN-Zero, arXiv 2212.09748), which diffusers leaves out."""
+    """DiT's start (arXiv 2212.09748), which diffusers leaves out: adaLN-Zero, patches embedded as by a linear layer."""
+    nn.init.xavier_uniform_(model.pos_embed.proj.weight.flatten(1))
+    model.pos_embed.proj.bias.zero_()
     modulations = [model.norm_out.linear, model.proj_out]
     for block in model.transformer_blocks:
         modulations += [block.norm1.linear, block.norm1_context.linear]

@@ -53,7 +53,7 @@ def model_inputs(
     Args:
         model: Tells the sizes of the text embeddings.
         sample: Noisy latents, ``[B, C, H, W]``.
-        condition: The low-resolution image in the same space, ``[B, C', H, W]``.
+        condition: The low-resolution image at the same size, ``[B, C', H, W]``, see ``LatentSpace.condition``.
         timesteps: ``[B]`` float32 in [0, 1000].
     """
     batch = sample.shape[0]

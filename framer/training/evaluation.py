@@ -78,14 +78,16 @@ def build_restorer(model: SD3Transformer2DModel, config: TrainConfig) -> Restore
     """A restorer around the model in training; under ZeRO 3 all ranks must call it together."""
     parameter = next(model.parameters())
     objective = FlowMatching(config.objective)
+    latents = build_latents(config.model)
 
-    def velocity(sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+    def velocity(sample: Tensor, upsampled: Tensor, timesteps: Tensor) -> Tensor:
+        condition = latents.condition(upsampled)
         inputs = model_inputs(model, sample.to(parameter.dtype), condition.to(parameter.dtype), timesteps)
         return objective.velocity(model(**inputs).sample, sample, timesteps / NUM_TRAIN_TIMESTEPS)
 
     return Restorer(
         velocity=velocity,
-        latents=build_latents(config.model),
+        latents=latents,
         tile=config.data.crop_size,
         tile_overlap=config.evaluation.tile_overlap,
         patch_size=int(model.config.patch_size),

@@ -126,7 +126,7 @@ def similarity_against_depth(
         # As many at a time as fit in training: the pass keeps its activations.
         for start in range(0, len(clean), config.training.batch_size):
             some = slice(start, start + config.training.batch_size)
-            sample, condition = noisy.sample[some].to(dtype), upsampled[some].to(dtype)
+            sample, condition = noisy.sample[some].to(dtype), latents.condition(upsampled[some]).to(dtype)
             with framer.capture():
                 model(**model_inputs(model, sample, condition, noisy.timesteps[some]))
             features = framer.features()

@@ -197,7 +197,8 @@ class Trainer:
             torch.as_tensor(batch["index"]).tolist(),
             self.config.seed,
         )
-        inputs = model_inputs(self.model, noisy.sample.to(dtype), upsampled.to(dtype), noisy.timesteps)
+        condition = self.latents.condition(upsampled).to(dtype)
+        inputs = model_inputs(self.model, noisy.sample.to(dtype), condition, noisy.timesteps)
         out: FramerOutput | None = None
         if self.framer is None:
             output = self.engine(**inputs).sample

@@ -40,7 +40,9 @@ def from_folder(folder: Path, seed: int = 0, **model: object) -> SD3Transformer2
 
 def output_of(model: SD3Transformer2DModel, height: int = 8, width: int = 12) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
-    sample, condition = (torch.randn(2, 3, height, width, generator=generator) for _ in range(2))
+    sample, condition = (
+        torch.randn(2, channels, height, width, generator=generator) for channels in (3, model.config.in_channels - 3)
+    )
     with torch.no_grad():
         return model.eval()(**model_inputs(model, sample, condition, torch.tensor([300.0, 700.0]))).sample
 
@@ -74,7 +76,7 @@ def test_the_model_is_what_the_configuration_says() -> None:
     assert len(model.transformer_blocks) == 4
     assert [block.use_dual_attention for block in model.transformer_blocks] == [True, False, True, False]
     assert model.transformer_blocks[0].attn.norm_q is None
-    assert (model.config.in_channels, model.config.out_channels, model.config.patch_size) == (6, 3, 2)
+    assert (model.config.in_channels, model.config.out_channels, model.config.patch_size) == (9, 3, 2)
     assert model.inner_dim == 16
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
@@ -90,7 +92,7 @@ def test_a_new_model_predicts_zero(latents: str, architecture: dict[str, object]
 
 def test_a_new_model_can_learn() -> None:
     model = build()
-    hidden = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(2, 9, 8, 8, generator=torch.Generator().manual_seed(0))
     inputs = model_inputs(model, hidden[:, :3], hidden[:, 3:], torch.tensor([300.0, 700.0]))
     (model(**inputs).sample - 1).square().mean().backward()
     assert model.proj_out.weight.grad.abs().sum() > 0
@@ -125,7 +127,7 @@ def test_building_leaves_the_global_random_state_alone(pretrained: bool, folder:
 def test_a_saved_model_keeps_its_output_and_gains_zero_channels_for_the_condition(folder: Path) -> None:
     original = SD3Transformer2DModel.from_pretrained(folder, local_files_only=True).eval()
     model = from_folder(folder)
-    assert (original.config.in_channels, model.config.in_channels) == (3, 6)
+    assert (original.config.in_channels, model.config.in_channels) == (3, 9)
     generator = torch.Generator().manual_seed(3)
     sample = torch.randn(2, 3, 8, 12, generator=generator)
     with torch.no_grad():
@@ -141,7 +143,7 @@ def test_a_model_saved_with_its_condition_loads_as_it_is(folder: Path, tmp_path:
         model.pos_embed.proj.weight[:, 3:] = 0.3
     model.save_pretrained(tmp_path / "tuned")
     again = from_folder(tmp_path / "tuned")
-    assert again.config.in_channels == 6
+    assert again.config.in_channels == 9
     assert torch.equal(output_of(again), output_of(model))
 
 
@@ -234,10 +236,10 @@ def test_a_model_with_other_channels(folder: Path, tmp_path: Path, latents: str)
         from_folder(tmp_path / "four", latents=latents)
 
 
-@pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.parametrize("channels", [4, 6])
 def test_a_model_with_other_input_channels(folder: Path, tmp_path: Path, channels: int) -> None:
     edit_config(folder, in_channels=channels)
     model = SD3Transformer2DModel.from_config(SD3Transformer2DModel.load_config(folder))
     model.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match=f"the model takes {channels} input channels; .* needs 3, or 6 with the low"):
+    with pytest.raises(UserError, match=f"the model takes {channels} input channels; .* needs 3, or 9 with the low"):
         from_folder(tmp_path / "other")

@@ -56,3 +56,27 @@ def test_the_configuration_names_the_space() -> None:
 def test_a_space_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         LatentSpace().scale = 2.0  # type: ignore[misc]
+
+
+def test_the_condition_of_pixels_is_the_image(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, upsampled = images
+    space = LatentSpace("pixel", 1.0)
+    assert torch.equal(space.condition(upsampled), upsampled)
+    assert space.condition_channels == 3
+
+
+def test_the_condition_of_residuals_has_the_images_detail_beside_it() -> None:
+    upsampled = torch.rand(2, 3, 24, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    space = LatentSpace("residual", 5.0)
+    condition = space.condition(upsampled)
+    assert condition.shape == (2, space.condition_channels, 24, 16)
+    assert torch.equal(condition[:, :3], upsampled)
+    window = upsampled[1, 2, 6:15, 3:12]
+    torch.testing.assert_close(condition[1, 5, 10, 7], 5 * (upsampled[1, 2, 10, 7] - window.mean()))
+    corner = upsampled[0, 0, :5, :5]
+    torch.testing.assert_close(condition[0, 3, 0, 0], 5 * (upsampled[0, 0, 0, 0] - corner.mean()))
+
+
+def test_a_plain_area_has_no_detail_up_to_its_border() -> None:
+    condition = LatentSpace("residual", 5.0).condition(torch.full((1, 3, 12, 12), 0.7))
+    torch.testing.assert_close(condition[:, 3:], torch.zeros(1, 3, 12, 12), rtol=0, atol=1e-5)

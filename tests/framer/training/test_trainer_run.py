@@ -64,11 +64,11 @@ def test_report_shows_pictures_that_exist(run: Path) -> None:
 
 def test_export_loads_in_diffusers_alone(run: Path) -> None:
     model = SD3Transformer2DModel.from_pretrained(run / "export", local_files_only=True)
-    assert model.config.in_channels == 6
+    assert model.config.in_channels == 9
     assert model.config.out_channels == 3
     with torch.no_grad():
         output = model(
-            hidden_states=torch.randn(1, 6, 32, 32),
+            hidden_states=torch.randn(1, 9, 32, 32),
             encoder_hidden_states=torch.zeros(1, 1, model.config.joint_attention_dim),
             pooled_projections=torch.zeros(1, model.config.pooled_projection_dim),
             timestep=torch.tensor([500.0]),
