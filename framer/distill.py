@@ -206,7 +206,9 @@ class Framer:
                 faw=config.faw,
                 fam=config.fam,
                 group=self._negatives_group(),
+                group_mode=config.group_mode,
                 backend=config.backend,
+                precision=config.precision,
             )
         except ValueError as error:
             # What only the features' size can tell, such as a cutoff that leaves a small map no high band.

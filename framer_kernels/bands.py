@@ -78,27 +78,36 @@ class BandSplit:
         """
         if self.kind == "radial":
             height, width = teacher_spectrum.shape[-2:]
-            return _radial_mask(height, width, self.value, teacher_spectrum.device)
+            return self.radial_mask(height, width, teacher_spectrum.device)
         magnitude = teacher_spectrum.detach().abs()
         threshold = sample_quantile(magnitude.flatten(1), self.value)
         return magnitude < threshold[:, None, None, None]
 
+    def radial_mask(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Mask of the low band of a ``radial`` split, ``[H, W]`` bool over the `torch.fft.fft2` layout.
+
+        Args:
+            height: H.
+            width: W.
+            device: Where the mask is to be.
+
+        Raises:
+            ValueError: All frequencies of a map of this size are within the radial cutoff.
+        """
+        highest_y, highest_x = 2 * (height // 2) / height, 2 * (width // 2) / width
+        if math.sqrt(highest_y**2 + highest_x**2) <= self.value:
+            raise ValueError(
+                f"bands: a {height} x {width} map has no frequency above the radial cutoff {self.value}, so its high "
+                f"band is empty; lower the cutoff or use larger feature maps"
+            )
+        # Always float64: features of every dtype get the same bins.
+        f_y: Tensor = 2 * torch.fft.fftfreq(height, dtype=torch.float64, device=device)
+        f_x: Tensor = 2 * torch.fft.fftfreq(width, dtype=torch.float64, device=device)
+        return (f_y[:, None].square() + f_x[None, :].square()).sqrt() <= self.value
+
 
 DEFAULT_BANDS = BandSplit.radial(0.25)
 """The paper prints no cutoff; this is ours."""
-
-
-def _radial_mask(height: int, width: int, cutoff: float, device: torch.device) -> Tensor:
-    highest_y, highest_x = 2 * (height // 2) / height, 2 * (width // 2) / width
-    if math.sqrt(highest_y**2 + highest_x**2) <= cutoff:
-        raise ValueError(
-            f"bands: a {height} x {width} map has no frequency above the radial cutoff {cutoff}, so its high "
-            f"band is empty; lower the cutoff or use larger feature maps"
-        )
-    # Always float64: features of every dtype get the same bins.
-    f_y: Tensor = 2 * torch.fft.fftfreq(height, dtype=torch.float64, device=device)
-    f_x: Tensor = 2 * torch.fft.fftfreq(width, dtype=torch.float64, device=device)
-    return (f_y[:, None].square() + f_x[None, :].square()).sqrt() <= cutoff
 
 
 def sample_quantile(values: Tensor, fraction: float) -> Tensor:

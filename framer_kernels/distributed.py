@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from framer_kernels.types import GroupMode
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+def check_group(group: object) -> None:
+    """A process group that this process belongs to.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"group must be a torch.distributed.ProcessGroup that this process belongs to, or None, got {group!r}"
+        )
+
+
+def group_name(group: ProcessGroup | None) -> str:
+    """The name by which an operator's schema can carry a group; empty for None and for a group of one."""
+    if group is None:
+        return ""
+    check_group(group)
+    return str(group.group_name) if dist.get_world_size(group) > 1 else ""
+
+
+class RemoteSamples(NamedTuple):
+    """Maps of other ranks."""
+
+    places: slice | Tensor
+    """Their indices among all ranks' samples."""
+    maps: tuple[Tensor, ...]
+    """Each ``[G, C, H, W]``, in the dtype they were sent in."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +73,7 @@ class GlobalBatch:
         """
         if group is None:
             return cls(None, (features.shape[0],), 0)
-        if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
-            raise TypeError(
-                f"group must be a torch.distributed.ProcessGroup that this process belongs to, or None, got {group!r}"
-            )
+        check_group(group)
         shape = torch.tensor(features.shape, dtype=torch.int64, device=features.device)
         gathered = [torch.empty_like(shape) for _ in range(dist.get_world_size(group))]
         dist.all_gather(gathered, shape, group=group)
@@ -79,3 +108,61 @@ class GlobalBatch:
         gathered = [torch.empty_like(padded) for _ in self.sizes]
         dist.all_gather(gathered, padded, group=self.group)
         return torch.cat([part[:size] for part, size in zip(gathered, self.sizes, strict=True)])
+
+    def remote(self, maps: tuple[Tensor, ...], mode: GroupMode) -> Iterator[RemoteSamples]:
+        """The other ranks' counterparts of ``maps``, all together or rank by rank. A collective call on all ranks.
+
+        ``gather`` receives everything at once. ``ring`` passes the maps from rank to rank: what a rank holds are its
+        neighbour's, which it works on, and those that arrive meanwhile, however many ranks there are.
+
+        Args:
+            maps: Maps ``[B, C, H, W]`` of this rank, alike on every rank but for B.
+            mode: ``gather`` or ``ring``.
+
+        Yields:
+            Maps of one rank or of all others; the consumer must take all of them, and need not keep any.
+        """
+        if self.group is None or len(self.sizes) == 1:
+            return
+        if mode == "gather":
+            rows = torch.stack(maps, dim=1).flatten(1)
+            everyone = self.gather(rows).view(-1, len(maps), *maps[0].shape[1:])
+            places = torch.cat(
+                [
+                    torch.arange(self.first, device=rows.device),
+                    torch.arange(self.first + len(rows), len(everyone), device=rows.device),
+                ]
+            )
+            others = everyone[places]
+            yield RemoteSamples(places, tuple(others[:, k] for k in range(len(maps))))
+            return
+        yield from self._ring(maps)
+
+    def _ring(self, maps: tuple[Tensor, ...]) -> Iterator[RemoteSamples]:
+        ranks = len(self.sizes)
+        following, preceding = ((self.rank + step) % ranks for step in (1, -1))
+        # Equal sizes, so that one rank need not know of which rank it receives.
+        held = maps[0].new_zeros(len(maps), max(self.sizes), *maps[0].shape[1:])
+        for k, x in enumerate(maps):
+            held[k, : len(x)] = x.detach()
+        works, arriving = self._exchange(held, following, preceding)
+        for step in range(1, ranks):
+            for work in works:
+                work.wait()
+            held = arriving
+            if step + 1 < ranks:
+                works, arriving = self._exchange(held, following, preceding)
+            owner = (self.rank - step) % ranks
+            first = sum(self.sizes[:owner])
+            size = self.sizes[owner]
+            yield RemoteSamples(slice(first, first + size), tuple(x[:size] for x in held))
+
+    def _exchange(self, held: Tensor, following: int, preceding: int) -> tuple[list[dist.Work], Tensor]:
+        arriving = torch.empty_like(held)
+        works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, held, group=self.group, group_peer=following),
+                dist.P2POp(dist.irecv, arriving, group=self.group, group_peer=preceding),
+            ]
+        )
+        return works, arriving

@@ -6,6 +6,17 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from framer_kernels.types import Precision
+
+DEFAULT_PRECISION: Precision = "bf16x3"
+"""It runs on NVIDIA and AMD, and its error is small against that of bf16 features."""
+
+NORM_FLOOR = 1e-12
+"""Norms are taken to be at least this, the clamp of `torch.nn.functional.normalize`."""
+
+ENERGY_EPS = 1e-9
+"""The epsilon of the energies and of FAW."""
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of the computation: float64 stays exact, everything narrower is computed in float32."""

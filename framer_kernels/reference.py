@@ -16,14 +16,11 @@ from torch import Tensor
 
 from framer_kernels.bands import BandSplit
 from framer_kernels.distributed import GlobalBatch
-from framer_kernels.precision import compute_dtype
+from framer_kernels.precision import ENERGY_EPS, NORM_FLOOR, compute_dtype
 from framer_kernels.types import BandPair, FawMode, FramerLoss, Representation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-NORM_FLOOR = 1e-12
-ENERGY_EPS = 1e-9
 
 
 # Symbols: spectra, masks, vectors
@@ -92,8 +89,7 @@ def inter_cl(positive: Tensor, negative: Tensor, in_batch: Tensor, temperature: 
 
 def _contrast(positive: Tensor, negative: Tensor) -> Tensor:
     """``-log(e^p / (e^p + e^n)) = log(1 + e^(n - p))``: no overflow, and exact for a loss near zero."""
-    difference = negative - positive
-    return torch.logaddexp(torch.zeros_like(difference), difference)
+    return -torch.nn.functional.logsigmoid(positive - negative)
 
 
 def in_batch_cosine(query: Tensor, targets: Tensor, first: int) -> Tensor:

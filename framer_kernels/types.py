@@ -15,8 +15,14 @@ Representation: TypeAlias = Literal["complex", "magnitude"]
 FawMode: TypeAlias = Literal["relative_student", "relative_teacher", "absolute"]
 """What the energy difference between student and teacher is measured against."""
 
-Backend: TypeAlias = Literal["auto", "reference"]
+Backend: TypeAlias = Literal["auto", "triton", "portable", "reference"]
 """Which implementation computes; ``auto`` takes the best one for the inputs."""
+
+Precision: TypeAlias = Literal["bf16x3", "tf32", "ieee"]
+"""How the Triton backend multiplies matrices: float32 in three bfloat16 products, in TensorFloat-32, or exactly."""
+
+GroupMode: TypeAlias = Literal["gather", "ring"]
+"""How the samples of other ranks come: all at once, or rank by rank in bounded memory."""
 
 
 class BandPair(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from framer_kernels.bands import BandSplit
-from framer_kernels.types import Backend, Representation
+from framer_kernels.types import Backend, GroupMode, Precision, Representation
 
 FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -103,6 +103,16 @@ def check_representation(representation: object) -> None:
 def check_backend(backend: object) -> None:
     """A `Backend`."""
     check_choice("backend", backend, get_args(Backend))
+
+
+def check_precision(precision: object) -> None:
+    """A `Precision`."""
+    check_choice("precision", precision, get_args(Precision))
+
+
+def check_group_mode(group_mode: object) -> None:
+    """A `GroupMode`."""
+    check_choice("group_mode", group_mode, get_args(GroupMode))
 
 
 def check_flag(name: str, value: object) -> None:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from framer.config.base import ConfigSection
-from framer_kernels.types import Backend, BandKind, FawMode, Representation
+from framer_kernels.types import Backend, BandKind, FawMode, GroupMode, Precision, Representation
 
 _RELEASED: Final[Mapping[str, object]] = {
     "weight": 0.1,
@@ -91,8 +91,16 @@ class FramerConfig(ConfigSection):
     seed: int = Field(default=0, ge=0)
     """Seed of the random-layer negatives, the same on every rank; 0 or more."""
 
+    group_mode: GroupMode = "gather"
+    """How other ranks' features come: `gather`, all at once; `ring`, rank by rank in memory that does not grow with
+    their number."""
+
     backend: Backend = "auto"
-    """Implementation of the loss: `auto`, the fastest that the machine has; `reference`, plain torch."""
+    """Implementation of the loss: `auto`, the fastest that the machine has; `triton`, fused kernels; `portable`, plain
+    torch in chunks; `reference`, the definition, slow and sparing of nothing."""
+
+    precision: Precision = "bf16x3"
+    """How the `triton` backend multiplies float32 matrices."""
 
     @model_validator(mode="before")
     @classmethod

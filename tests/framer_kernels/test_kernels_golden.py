@@ -41,11 +41,12 @@ GOLDEN: list[tuple[str, dict[str, Any], list[float]]] = [
 ]
 
 
+@pytest.mark.parametrize("backend", ["reference", "portable"])
 @pytest.mark.parametrize(("settings", "expected"), [case[1:] for case in GOLDEN], ids=[case[0] for case in GOLDEN])
-def test_golden_numbers(settings: dict[str, Any], expected: list[float]) -> None:
+def test_golden_numbers(settings: dict[str, Any], expected: list[float], backend: Any) -> None:
     *students, teacher = closed_form()
 
-    out = framer_loss(students, teacher, negatives=NEGATIVES, **settings)
+    out = framer_loss(students, teacher, negatives=NEGATIVES, backend=backend, **settings)
 
     # The numbers are printed with 10 decimals.
     torch.testing.assert_close(out.loss, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)

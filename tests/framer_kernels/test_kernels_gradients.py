@@ -23,8 +23,9 @@ def leaves(features: list[Tensor] | Tensor) -> list[Tensor]:
 
 
 @each_definition
+@pytest.mark.parametrize("backend", ["reference", "portable"])
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
-def test_gradcheck_without_weights(definition: Any, shared: bool) -> None:
+def test_gradcheck_without_weights(definition: Any, shared: bool, backend: Any) -> None:
     *students, teacher = small_features(layers=3, height=4)
 
     def layer(x: Tensor) -> Tensor:
@@ -38,6 +39,7 @@ def test_gradcheck_without_weights(definition: Any, shared: bool) -> None:
             faw=None,
             fam=False,
             shared_negatives=shared,
+            backend=backend,
             **definition,
         ).loss
 

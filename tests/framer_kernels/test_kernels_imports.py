@@ -13,7 +13,7 @@ import pytest
 import framer_kernels
 
 ROOT = Path(framer_kernels.__file__).parent
-IMPLEMENTATIONS = {"reference", "portable", "triton"}
+BACKENDS = {"portable", "triton"}
 
 
 def modules() -> dict[str, str]:
@@ -41,12 +41,10 @@ def imported(source: str) -> set[str]:
 def implementation(dotted: str) -> str | None:
     """The implementation that a module is, or that an imported name lies in."""
     parts = dotted.split(".")
-    if parts[0] != "framer_kernels":
-        return None
-    if parts[1:2] == ["reference"]:
+    if parts[:2] == ["framer_kernels", "reference"]:
         return "reference"
-    if parts[1:2] == ["ops"] and len(parts) > 3 and parts[3] in IMPLEMENTATIONS:
-        return ".".join(parts[2:4])
+    if parts[:2] == ["framer_kernels", "backends"] and len(parts) > 2 and parts[2] in BACKENDS:
+        return parts[2]
     return None
 
 
@@ -63,17 +61,13 @@ def violations(name: str, source: str) -> list[str]:
             found.append(f"{name}: relative import {target}")
         if root == "framer":
             found.append(f"{name} imports {target}: framer_kernels never imports framer")
-        if root == "triton" and implementation(name) is None:
-            found.append(f"{name} imports {target}: triton only inside triton files")
-        if root == "triton" and (implementation(name) or "").split(".")[-1] != "triton":
-            found.append(f"{name} imports {target}: triton only inside triton files")
         own, other = implementation(name), implementation(target)
-        if own is not None and (other not in (None, own) or target.split(".")[-1] == "api"):
-            found.append(f"{name} imports {target}: implementations import neither one another nor an api")
-        if own == "reference" and operation(target) is not None:
-            found.append(f"{name} imports {target}: the reference knows no operation")
-        if other is not None and other != "reference" and operation(name) not in (None, operation(target)):
-            found.append(f"{name} imports {target}: an operation uses no other operation's implementation")
+        if root == "triton" and own != "triton":
+            found.append(f"{name} imports {target}: triton only inside the triton backend")
+        if own is not None and (other not in (None, own) or operation(target) is not None):
+            found.append(f"{name} imports {target}: implementations import neither one another nor an operation")
+        if other not in (None, own, "reference") and name != "framer_kernels.backends":
+            found.append(f"{name} imports {target}: backends are loaded by name")
     return found
 
 
@@ -93,11 +87,12 @@ def test_the_package_keeps_the_rules() -> None:
         ("framer_kernels.reference", "import triton"),
         ("framer_kernels.bands", "from . import reference"),
         ("framer_kernels.reference", "from framer_kernels.ops.similarity.api import band_similarity"),
-        ("framer_kernels.ops.similarity.triton", "from framer_kernels import reference"),
-        ("framer_kernels.ops.similarity.triton", "from framer_kernels.ops.similarity import portable"),
-        ("framer_kernels.ops.similarity.portable", "from framer_kernels.ops.similarity.triton import launch"),
-        ("framer_kernels.ops.similarity.portable", "from framer_kernels.ops.contrastive.portable import f"),
-        ("framer_kernels.ops.similarity.api", "from framer_kernels.ops.contrastive.portable import f"),
+        ("framer_kernels.backends.triton", "from framer_kernels import reference"),
+        ("framer_kernels.backends.triton.launchers", "from framer_kernels.backends import portable"),
+        ("framer_kernels.backends.portable", "from framer_kernels.backends.triton import measure"),
+        ("framer_kernels.backends.portable", "import triton"),
+        ("framer_kernels.backends.portable", "from framer_kernels.ops.contrastive.api import f"),
+        ("framer_kernels.ops.similarity.api", "from framer_kernels.backends.portable import measure"),
     ],
 )
 def test_the_rules_catch_what_breaks_them(name: str, source: str) -> None:
@@ -107,10 +102,11 @@ def test_the_rules_catch_what_breaks_them(name: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("framer_kernels.ops.similarity.triton", "import triton"),
+        ("framer_kernels.backends.triton.kernels", "import triton"),
+        ("framer_kernels.backends.triton", "from framer_kernels.backends.triton.launchers import measure"),
         ("framer_kernels.ops.similarity.api", "from framer_kernels import reference"),
-        ("framer_kernels.ops.similarity.api", "from framer_kernels.ops.similarity.portable import f"),
-        ("framer_kernels.ops.similarity.portable", "from framer_kernels.bands import BandSplit"),
+        ("framer_kernels.ops.similarity.autograd", "from framer_kernels.backends import load_backend"),
+        ("framer_kernels.backends.portable", "from framer_kernels.bands import BandSplit"),
     ],
 )
 def test_the_rules_allow_what_is_meant(name: str, source: str) -> None:

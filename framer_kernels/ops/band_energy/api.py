@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from framer_kernels import reference, validation
+from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
-from framer_kernels.precision import autocast_disabled
-from framer_kernels.types import Backend, BandPair
+from framer_kernels.ops.band_energy import autograd
+from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
+from framer_kernels.types import Backend, BandPair, Precision
 
 
 def band_energy(
@@ -16,6 +18,7 @@ def band_energy(
     bands: BandSplit = DEFAULT_BANDS,
     teacher: Tensor | None = None,
     backend: Backend = "auto",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> BandPair:
     """Mean spectral magnitude of a feature map in the low and the high band.
 
@@ -26,7 +29,8 @@ def band_energy(
         x: ``[B, C, H, W]``, floating, any strides.
         bands: The division of the spectrum.
         teacher: ``[B, C, H, W]``, what ``quantile`` bands are taken from; ``radial`` bands need none.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto`` (Triton on CUDA and ROCm, else portable), ``triton``, ``portable`` or ``reference``.
+        precision: How Triton multiplies matrices, see ``docs/kernels.md``; the other backends are exact.
 
     Returns:
         ``lf`` and ``hf``, each ``[B]``, float64 for float64 features and float32 for others. No gradient.
@@ -40,5 +44,13 @@ def band_energy(
         validation.check_like("teacher", teacher, "x", x)
     validation.check_bands(bands, has_teacher=teacher is not None)
     validation.check_backend(backend)
+    validation.check_precision(precision)
+    chosen = choose_backend(backend, x, bands=bands, representation="complex")
+    if chosen != "reference":
+        mask_source = x if teacher is None else teacher
+        energies = autograd.band_energy(
+            x.detach(), mask_source.detach(), bands.kind, float(bands.value), chosen, precision
+        )
+        return BandPair(*energies.unbind())
     with autocast_disabled(x.device):
         return reference.band_energy(x, teacher, bands=bands)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from framer_kernels import reference, validation
+from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
-from framer_kernels.precision import autocast_disabled
-from framer_kernels.types import Backend, Representation
+from framer_kernels.distributed import group_name
+from framer_kernels.ops.contrastive import autograd
+from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
+from framer_kernels.types import Backend, GroupMode, Precision, Representation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,6 +27,7 @@ def intra_contrastive_loss(
     representation: Representation = "complex",
     temperature: float = 1.0,
     backend: Backend = "auto",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> Tensor:
     """IntraCL of FRAMER: in the low band, the teacher attracts and another layer of the same image repels.
 
@@ -37,7 +41,8 @@ def intra_contrastive_loss(
         bands: The division of the spectrum; ``quantile`` takes it from ``teacher``.
         representation: ``complex`` or ``magnitude``.
         temperature: Above 0.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto`` (Triton on CUDA and ROCm, else portable), ``triton``, ``portable`` or ``reference``.
+        precision: How Triton multiplies matrices, see ``docs/kernels.md``; the other backends are exact.
 
     Returns:
         ``[B]``, one loss a sample, float64 for float64 features and float32 for others.
@@ -47,8 +52,28 @@ def intra_contrastive_loss(
         ValueError: A shape, dtype or device does not match, a number is out of range, or a name is not among
             the allowed ones.
     """
-    _check(student, teacher, negative, bands, representation, backend)
+    _check(student, teacher, negative, bands, representation, backend, precision)
     temperature = validation.check_temperature(temperature)
+    chosen = choose_backend(backend, student, bands=bands, representation=representation)
+    if chosen != "reference":
+        losses: Tensor = autograd.contrastive_loss(
+            [student, negative.detach()],
+            teacher.detach(),
+            [1],
+            bands.kind,
+            float(bands.value),
+            representation,
+            temperature,
+            False,
+            "",
+            False,
+            "intra",
+            chosen,
+            precision,
+            "",
+            "gather",
+        )[0]
+        return losses[0]
     with autocast_disabled(student.device):
         return reference.intra_contrastive_loss(
             student, teacher, negative, bands=bands, representation=representation, temperature=temperature
@@ -65,7 +90,9 @@ def inter_contrastive_loss(
     temperature: float = 1.0,
     shared_negatives: bool = False,
     group: ProcessGroup | None = None,
+    group_mode: GroupMode = "gather",
     backend: Backend = "auto",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> Tensor:
     """InterCL of FRAMER: in the high band, the teacher attracts, another layer and all other images repel.
 
@@ -85,7 +112,10 @@ def inter_contrastive_loss(
         shared_negatives: Whether the other images' ``negative`` maps repel too.
         group: Process group whose samples are in-batch negatives; None takes this process's alone. With a
             group the call is collective, and B may differ from rank to rank.
-        backend: ``auto`` or ``reference``.
+        group_mode: ``gather`` receives all ranks' maps at once; ``ring`` rank by rank, in memory that does not grow
+            with their number. The reference backend gathers.
+        backend: ``auto`` (Triton on CUDA and ROCm, else portable), ``triton``, ``portable`` or ``reference``.
+        precision: How Triton multiplies matrices, see ``docs/kernels.md``; the other backends are exact.
 
     Returns:
         ``[B]``, one loss a sample of this rank, float64 for float64 features and float32 for others.
@@ -95,9 +125,38 @@ def inter_contrastive_loss(
         ValueError: A shape, dtype or device does not match, a number is out of range, or a name is not among
             the allowed ones.
     """
-    _check(student, teacher, negative, bands, representation, backend)
+    _check(student, teacher, negative, bands, representation, backend, precision)
     temperature = validation.check_temperature(temperature)
     validation.check_flag("shared_negatives", shared_negatives)
+    validation.check_group_mode(group_mode)
+    name = group_name(group)
+    chosen = choose_backend(
+        backend,
+        student,
+        bands=bands,
+        representation=representation,
+        shared_negatives=shared_negatives,
+        group=bool(name),
+    )
+    if chosen != "reference":
+        losses: Tensor = autograd.contrastive_loss(
+            [student, negative.detach()],
+            teacher.detach(),
+            [1],
+            bands.kind,
+            float(bands.value),
+            representation,
+            temperature,
+            shared_negatives,
+            "",
+            False,
+            "inter",
+            chosen,
+            precision,
+            name,
+            group_mode,
+        )[0]
+        return losses[0]
     with autocast_disabled(student.device):
         return reference.inter_contrastive_loss(
             student,
@@ -118,6 +177,7 @@ def _check(
     bands: BandSplit,
     representation: Representation,
     backend: Backend,
+    precision: Precision,
 ) -> None:
     validation.check_map("teacher", teacher)
     validation.check_like("student", student, "the teacher", teacher)
@@ -125,3 +185,4 @@ def _check(
     validation.check_bands(bands)
     validation.check_representation(representation)
     validation.check_backend(backend)
+    validation.check_precision(precision)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, get_args
 from torch import Tensor
 
 from framer_kernels import reference, validation
+from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
-from framer_kernels.precision import autocast_disabled
-from framer_kernels.types import Backend, FawMode, FramerLoss, Representation
+from framer_kernels.distributed import group_name
+from framer_kernels.ops.contrastive import autograd
+from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
+from framer_kernels.types import Backend, FawMode, FramerLoss, GroupMode, Precision, Representation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -28,7 +31,9 @@ def framer_loss(
     faw: FawMode | None = "relative_student",
     fam: bool = True,
     group: ProcessGroup | None = None,
+    group_mode: GroupMode = "gather",
     backend: Backend = "auto",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> FramerLoss:
     """The FRAMER loss of every layer (Choi, Sung, Oh, arXiv 2512.01390).
 
@@ -62,7 +67,11 @@ def framer_loss(
             group the call is collective, with the same arguments on every rank but for B, which may differ.
             The loss remains the mean over this rank's samples: where B differs, a mean over the joined batch
             weighs every rank by its B.
-        backend: ``auto`` or ``reference``.
+        group_mode: ``gather`` receives all ranks' maps at once; ``ring`` rank by rank, in memory that does not grow
+            with their number, and rounds the gradient of features below float32 once a rank. The reference backend
+            gathers.
+        backend: ``auto`` (Triton on CUDA and ROCm, else portable), ``triton``, ``portable`` or ``reference``.
+        precision: How Triton multiplies matrices, see ``docs/kernels.md``; the other backends are exact.
 
     Returns:
         The loss ``[N]``, differentiable with respect to the students, and detached diagnostics ``[N, B]``.
@@ -82,6 +91,36 @@ def framer_loss(
     validation.check_choice("faw", faw, (*get_args(FawMode), None))
     validation.check_flag("fam", fam)
     validation.check_backend(backend)
+    validation.check_group_mode(group_mode)
+    validation.check_precision(precision)
+    name = group_name(group)
+    chosen = choose_backend(
+        backend,
+        teacher,
+        bands=bands,
+        representation=representation,
+        shared_negatives=shared_negatives,
+        group=bool(name),
+    )
+    if chosen != "reference":
+        losses, diagnostics, _ = autograd.contrastive_loss(
+            list(students),
+            teacher.detach(),
+            list(negatives),
+            bands.kind,
+            float(bands.value),
+            representation,
+            temperature,
+            shared_negatives,
+            faw or "",
+            fam,
+            "both",
+            chosen,
+            precision,
+            name,
+            group_mode,
+        )
+        return FramerLoss(losses.mean(dim=1), *diagnostics.detach().unbind())
     with autocast_disabled(teacher.device):
         return reference.framer_loss(
             students,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from framer_kernels import reference, validation
+from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
-from framer_kernels.precision import autocast_disabled
-from framer_kernels.types import Backend, BandPair, Representation
+from framer_kernels.ops.similarity import autograd
+from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
+from framer_kernels.types import Backend, BandPair, Precision, Representation
 
 
 def band_similarity(
@@ -18,6 +20,7 @@ def band_similarity(
     representation: Representation = "complex",
     teacher: Tensor | None = None,
     backend: Backend = "auto",
+    precision: Precision = DEFAULT_PRECISION,
 ) -> BandPair:
     """Cosine similarity of two feature maps in the low and the high band, sample by sample.
 
@@ -31,7 +34,8 @@ def band_similarity(
         bands: The division of the spectrum.
         representation: ``complex`` or ``magnitude``.
         teacher: ``[B, C, H, W]``, what ``quantile`` bands are taken from; ``radial`` bands need none.
-        backend: ``auto`` or ``reference``.
+        backend: ``auto`` (Triton on CUDA and ROCm, else portable), ``triton``, ``portable`` or ``reference``.
+        precision: How Triton multiplies matrices, see ``docs/kernels.md``; the other backends are exact.
 
     Returns:
         ``lf`` and ``hf``, each ``[B]`` in [-1, 1], float64 for float64 features and float32 for others. Where
@@ -48,5 +52,20 @@ def band_similarity(
     validation.check_bands(bands, has_teacher=teacher is not None)
     validation.check_representation(representation)
     validation.check_backend(backend)
+    validation.check_precision(precision)
+    chosen = choose_backend(backend, x, bands=bands, representation=representation)
+    if chosen != "reference":
+        mask_source = y if teacher is None else teacher
+        cosines, _ = autograd.band_similarity(
+            x,
+            y.detach(),
+            mask_source.detach(),
+            bands.kind,
+            float(bands.value),
+            representation,
+            chosen,
+            precision,
+        )
+        return BandPair(*cosines.unbind())
     with autocast_disabled(x.device):
         return reference.band_similarity(x, y, teacher, bands=bands, representation=representation)

@@ -1,0 +1,40 @@
+"""Band energy as an operator without a gradient, known to `torch.library`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from framer_kernels.backends import load_backend
+from framer_kernels.bands import BandSplit
+from framer_kernels.precision import autocast_disabled, compute_dtype
+
+
+@torch.library.custom_op("framer_kernels::band_energy", mutates_args=())
+def band_energy(x: Tensor, teacher: Tensor, bands: str, band_value: float, backend: str, precision: str) -> Tensor:
+    """Energies ``[2, B]``, LF then HF.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        teacher: Like ``x``; quantile bands are taken from it.
+        bands: Kind of the `BandSplit`.
+        band_value: Its value.
+        backend: ``triton`` or ``portable``.
+        precision: As in `framer_kernels.framer_loss`.
+    """
+    with autocast_disabled(x.device):
+        products = load_backend(backend).measure(
+            [x],
+            teacher,
+            negatives=[],
+            bands=BandSplit(bands, band_value),  # type: ignore[arg-type]
+            representation="complex",
+            shared_negatives=False,
+            precision=precision,
+        )
+    return products.energy[:, 0].clone()
+
+
+@band_energy.register_fake
+def _(x: Tensor, teacher: Tensor, bands: str, band_value: float, backend: str, precision: str) -> Tensor:
+    return x.new_empty(2, x.shape[0], dtype=compute_dtype(x.dtype))
