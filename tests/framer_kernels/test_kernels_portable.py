@@ -17,7 +17,7 @@ from framer_kernels import (
     inter_contrastive_loss,
     intra_contrastive_loss,
 )
-from framer_kernels.backends import portable
+from framer_kernels.backends.portable import layout
 
 SHAPES = [(1, 1, 4, 4), (3, 4, 8, 8), (2, 17, 13, 24), (3, 5, 9, 7), (2, 3, 28, 48), (1, 2, 64, 64), (2, 3, 80, 66)]
 OPTIONS: list[dict[str, Any]] = [
@@ -83,7 +83,7 @@ def test_parity(
 def test_the_size_of_a_chunk_changes_nothing(definition: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features = small_features(channels=5)
     expected, expected_gradients = run(features, backend="reference", **definition)
-    monkeypatch.setattr(portable, "CPU_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(layout, "CPU_CHUNK_BYTES", chunk)
 
     values, gradients = run(features, backend="portable", **definition)
 
