@@ -93,7 +93,7 @@ def _quality(evaluation: Sequence[EvaluationRow]) -> str:
     better = sum(row.psnr_gain > 0 for row in evaluation)
     summary = (
         f"Mean PSNR: SR {mean.psnr_sr:.2f} dB, bicubic {mean.psnr_bicubic:.2f} dB, gain "
-        f"{mean.psnr_gain:+.2f} dB; SR is higher on {better} of {len(evaluation)} photographs. "
+        f"{mean.psnr_gain:+.2f} dB; SR is higher on {better} of {len(evaluation)} crops. "
         f"Mean SSIM: SR {mean.ssim_sr:.4f}, bicubic {mean.ssim_bicubic:.4f}, gain {mean.ssim_gain:+.4f}. "
         "A gain is SR minus bicubic: above 0, SR is better."
     )

@@ -37,16 +37,21 @@ SIMILARITY_TILES = 64
 """Most held-out tiles that the similarity is averaged over."""
 
 
+SHEET_ROWS = 8
+"""Crops on a sample sheet; of more, this many spread evenly."""
+
+
 def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tuple[list[EvaluationRow], Figure]:
     """Writes the sample sheet and the table of one evaluation; the table's rows and the sheet."""
     rows = evaluate(evaluated.names, evaluated.sr, evaluated.bicubic, evaluated.hr)
     sheet = folder.samples / f"step-{step:08d}.png"
-    pictures = zip(evaluated.names, evaluated.lr, evaluated.bicubic, evaluated.sr, evaluated.hr, strict=True)
-    caption = write_sample_sheet(
-        sheet,
-        [SheetRow(name=n, lr=lr, bicubic=bicubic, sr=sr, hr=hr) for n, lr, bicubic, sr, hr in pictures],
-        title=f"Evaluation photographs after {step} steps",
-    )
+    crops = [
+        SheetRow(name=n, lr=lr, bicubic=bicubic, sr=sr, hr=hr)
+        for n, lr, bicubic, sr, hr in zip(*evaluated, strict=True)
+    ]
+    shown = crops if len(crops) <= SHEET_ROWS else [crops[i * len(crops) // SHEET_ROWS] for i in range(SHEET_ROWS)]
+    some = "" if shown is crops else f", {len(shown)} of {len(crops)} crops"
+    caption = write_sample_sheet(sheet, shown, title=f"Evaluation photographs after {step} steps{some}")
     write_evaluation(folder.samples / f"step-{step:08d}.json", rows)
     return rows, Figure(path=sheet.relative_to(folder.root), title="Samples", caption=caption)
 

@@ -43,7 +43,7 @@ def test_the_report_shows_settings_command_table_and_notes(run_folder: Path) -> 
     assert "```bash\ndeepspeed train.py --config configs/quickstart.yaml\n```" in text
     assert PSNR_ID in text
     assert SSIM_ID in text
-    assert "Mean PSNR: SR 25.25 dB, bicubic 25.00 dB, gain +0.25 dB; SR is higher on 1 of 2 photographs." in text
+    assert "Mean PSNR: SR 25.25 dB, bicubic 25.00 dB, gain +0.25 dB; SR is higher on 1 of 2 crops." in text
     assert "* The held-out photographs were never trained on." in text
     assert "Losses of steps 1 to 10." in text
 
@@ -57,7 +57,7 @@ def test_every_link_leads_to_a_file(run_folder: Path) -> None:
 
 def test_a_loss_against_bicubic_is_told_as_one(run_folder: Path) -> None:
     text = report(run_folder, evaluation=[ROWS[1]])
-    assert "gain -1.00 dB; SR is higher on 0 of 1 photographs" in text
+    assert "gain -1.00 dB; SR is higher on 0 of 1 crops" in text
 
 
 def test_without_evaluation_or_notes_the_report_says_so(run_folder: Path) -> None:
