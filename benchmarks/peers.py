@@ -1,7 +1,7 @@
 """What `framer_loss` is measured against: the same loss as others would write it.
 
-Each takes the arguments of `framer_loss` that matter for cost and returns ``[N]``, the layers' losses. They compute what
-the reference computes; `tests/benchmarks` checks that.
+Each takes the arguments of `framer_loss` that matter for cost and returns ``[N]``, the layers' losses. They compute
+what the reference computes; `tests/benchmarks` checks that.
 """
 
 from __future__ import annotations

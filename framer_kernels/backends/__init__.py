@@ -22,7 +22,11 @@ BackendName = Literal["triton", "portable", "reference"]
 
 
 class ProductsBackend(Protocol):
-    """What a backend implements; `framer_kernels.backends.portable` says what the arguments mean."""
+    """What a backend implements; `framer_kernels.backends.portable` says what the arguments mean.
+
+    A backend may also have a ``loss_and_coefficients`` of its own, with the arguments of that in
+    `framer_kernels.objective`.
+    """
 
     def measure(
         self,

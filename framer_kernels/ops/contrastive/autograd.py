@@ -148,7 +148,9 @@ def contrastive_loss(
                     rows = torch.tensor(layers, device=teacher.device)[:, None]
                     dots[0 if is_teacher else 1][rows, :, columns] = block.permute(0, 2, 1).to(dots[0].dtype)
             products = products._replace(teacher_dot_hf=dots[0], negative_dot_hf=dots[1])
-        parts, coefficients = loss_and_coefficients(
+        # One launch instead of some forty, where the backend has a kernel for it.
+        objective = getattr(implementation, "loss_and_coefficients", loss_and_coefficients)
+        parts, coefficients = objective(
             products,
             negatives=settings.negatives,
             temperature=temperature,

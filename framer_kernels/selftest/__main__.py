@@ -1,0 +1,7 @@
+"""The command's entry."""
+
+import sys
+
+from framer_kernels.selftest.command import main
+
+sys.exit(main())
