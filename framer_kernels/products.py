@@ -45,7 +45,7 @@ class GradientCoefficients(NamedTuple):
 
     The gradient with respect to ``u_LF(x_i[b])`` is
     ``teacher_lf u_LF(t[b]) + negative_lf u_LF(x_j[b]) + self_lf u_LF(x_i[b])``, that with respect to
-    ``u_HF(x_i[b])`` is the sum over ``b'`` of ``teacher_hf[b'] u_HF(t[b'])`` and ``negative_hf[b'] u_HF(x_j[b'])``, plus
+    ``u_HF(x_i[b])`` the sum over ``b'`` of ``teacher_hf[b'] u_HF(t[b'])`` and ``negative_hf[b'] u_HF(x_j[b'])``, plus
     ``self_hf u_HF(x_i[b])``.
     """
 

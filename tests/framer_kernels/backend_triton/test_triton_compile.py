@@ -1,0 +1,71 @@
+"""The Triton kernels compile for every supported GPU within its limits; no GPU is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton.runtime") is None, reason="needs Triton")
+
+HERE = Path(__file__).parent
+# Bytes of shared memory that one program can have.
+SHARED = {"80": 163, "86": 99, "89": 99, "90": 227, "100": 227, "120": 99, "gfx942": 64}
+USUAL: list[list[Any]] = [[[16, 64, 32, 32], "bfloat16", "tokens", "bf16x3"]]
+CASES: list[list[Any]] = [
+    *USUAL,
+    [[16, 64, 32, 32], "float32", "images", "tf32"],
+    [[4, 64, 32, 32], "float32", "tokens", "ieee"],
+    [[4, 64, 16, 16], "bfloat16", "images", "bf16x3"],
+    [[4, 64, 8, 8], "float16", "tokens", "bf16x3"],
+    [[2, 64, 28, 48], "float32", "images", "bf16x3"],
+    [[2, 64, 64, 64], "bfloat16", "tokens", "bf16x3"],
+]
+# Statistics of large maps keep two maps' coefficients and matrices of 64 columns: a few registers too many.
+SPILLS = {"64x64": 128, "28x48": 32}
+
+
+def compiled(target: str, cases: list[list[Any]]) -> list[dict[str, Any]]:
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2])}
+    environment.pop("TRITON_INTERPRET", None)
+    program = [sys.executable, str(HERE / "compile_cases.py"), target, json.dumps(cases)]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(target: str, cases: list[list[Any]]) -> None:
+    kernels = compiled(target, cases)
+    assert {kernel["kernel"] for kernel in kernels} == {
+        "framer_loss_teacher_fwd_kernel",
+        "framer_loss_statistics_fwd_kernel",
+        "framer_loss_products_fwd_kernel",
+        "framer_loss_sums_fwd_kernel",
+        "framer_loss_gradients_bwd_kernel",
+        "framer_loss_targets_bwd_kernel",
+    }
+    wrong = []
+    for kernel in kernels:
+        spills = next((limit for size, limit in SPILLS.items() if size in kernel["case"]), 0)
+        narrow = "sums" in kernel["kernel"] or "64x64" in kernel["case"] or "ieee" in kernel["case"]
+        wide = 0 if narrow else 128
+        if kernel["spills"] > spills or kernel["shared"] > SHARED[target] * 1024 or kernel["widest_load"] < wide:
+            wrong.append(kernel)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("target", ["80", "90"])
+def test_the_usual_case_compiles_within_limits(target: str) -> None:
+    check(target, USUAL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", list(SHARED))
+def test_all_cases_compile_within_limits(target: str) -> None:
+    check(target, CASES)
