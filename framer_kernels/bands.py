@@ -80,6 +80,9 @@ class BandSplit:
             height, width = teacher_spectrum.shape[-2:]
             return self.radial_mask(height, width, teacher_spectrum.device)
         magnitude = teacher_spectrum.detach().abs()
+        # A real map's bins k and -k have one magnitude. Made equal to the bit, they are in one band, also where the
+        # quantile is that very magnitude.
+        magnitude = (magnitude + magnitude.flip((-2, -1)).roll((1, 1), (-2, -1))) / 2
         threshold = sample_quantile(magnitude.flatten(1), self.value)
         return magnitude < threshold[:, None, None, None]
 
