@@ -26,7 +26,7 @@ def band_energy(x: Tensor, teacher: Tensor, bands: str, band_value: float, backe
         products = load_backend(backend).measure(
             [x],
             teacher,
-            negatives=[],
+            negatives=[0],  # with itself: kernels take one layer at least
             bands=BandSplit(bands, band_value),  # type: ignore[arg-type]
             representation="complex",
             shared_negatives=False,

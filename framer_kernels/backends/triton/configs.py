@@ -1,0 +1,134 @@
+"""Launch configurations, fixed by shape, dtype and device alone: all ranks choose the same, and nothing is tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+LARGEST_SIDE = 64
+"""Sides of maps that fit a tile."""
+
+
+def warps(threads: int) -> int:
+    """Warps of that many threads; AMD's are of 64."""
+    return threads // (64 if torch.version.hip else 32)
+
+
+def power_of_two(n: int, least: int = 16) -> int:
+    """Smallest power of two that is at least both."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """One program transforms ``channels`` channels of one sample.
+
+    Attributes:
+        height: H, padded.
+        width: W, padded.
+        channels: Channels of a tile.
+        num_warps: Warps of a program.
+    """
+
+    height: int
+    width: int
+    channels: int
+    num_warps: int
+
+    @classmethod
+    def choose(cls, height: int, width: int, precision: str) -> TransformConfig:
+        """8 channels are 16 bytes of bf16 tokens; larger maps must do with fewer."""
+        # Half of the rows are cosines: matrix units want 16 of them.
+        h, w = power_of_two(height, 32), power_of_two(width, 32)
+        # A map's coefficients and its neighbour's are kept, in 32 registers a thread each.
+        channels = min(8, 8192 // (h * w))
+        if precision == "ieee":
+            # Products without matrix units hold both factors in registers.
+            channels = max(1, channels // 2)
+        return cls(h, w, channels, warps(256))
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """One program writes ``channels`` channels of ``samples`` samples of one layer.
+
+    Attributes:
+        height: H, padded.
+        width: W, padded.
+        samples: Samples of a tile: the teacher is read once for all of them.
+        channels: Channels of a tile.
+        num_warps: Warps of a program.
+    """
+
+    height: int
+    width: int
+    samples: int
+    channels: int
+    num_warps: int
+
+    @classmethod
+    def choose(cls, height: int, width: int, batch: int, item_size: int, precision: str) -> GradientConfig:
+        """As many numbers as registers hold; 16 channels fill whole sectors of tokens, the rest goes to samples."""
+        h, w = power_of_two(height), power_of_two(width)
+        # 64 registers a thread; factors of 4 bytes and matrices of 64 columns need registers too.
+        tile = 16384 if h * w == 1024 and item_size == 2 and precision == "bf16x3" else 8192
+        if precision == "ieee":
+            # Products without matrix units hold both factors in registers.
+            tile //= 4
+        columns = max(1, tile // (h * w))
+        channels = min(16, columns)
+        samples = min(4, columns // channels, power_of_two(batch, 1))
+        return cls(h, w, samples, channels, warps(256))
+
+
+@dataclass(frozen=True)
+class ProductConfig:
+    """One program multiplies ``rows`` rows of students by ``targets`` targets over a part of the positions.
+
+    Attributes:
+        rows: Rows ``(layer, sample)`` of a tile.
+        targets: Targets of a tile.
+        inner: Numbers of each row read at a time.
+        num_warps: Warps of a program.
+        programs: Programs wanted in all, for each of 100 to 150 multiprocessors several.
+    """
+
+    rows: int
+    targets: int
+    inner: int
+    num_warps: int
+    programs: int
+
+    @classmethod
+    def choose(cls, rows: int, targets: int) -> ProductConfig:
+        """Many rows, so that the high-passed teacher is read few times."""
+        return cls(min(64, power_of_two(rows)), min(64, power_of_two(targets)), 64, warps(128), 1024)
+
+
+@dataclass(frozen=True)
+class SumConfig:
+    """Tile of the kernel that sums parts: many parts at a time, for there are few results."""
+
+    results: int
+    parts: int
+    num_warps: int
+
+    @classmethod
+    def choose(cls) -> SumConfig:
+        """A few numbers of each thread in flight."""
+        return cls(64, 32, warps(128))
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Tile of the kernel that adds targets to gradients."""
+
+    positions: int
+    channels: int
+    num_warps: int
+
+    @classmethod
+    def choose(cls, *, channels_last: bool) -> TargetConfig:
+        """Long along the axis that is contiguous."""
+        return cls(16, 64, warps(128)) if channels_last else cls(64, 16, warps(128))

@@ -1,0 +1,498 @@
+"""Triton kernels for radial bands and the complex representation.
+
+A map's tile is ``[W, H * n]``, n columns for samples and channels, so that a pass of the packed real DFT is a matrix
+product from the left. A row of the table of maps is ``(address, stride_b, stride_c, stride_h, stride_w)``. High-passed
+maps are kept times ``H W``: their dot product with a map is that of the band vectors.
+"""
+# mypy: ignore-errors
+# ruff: noqa: D103, N803
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def map_row(p_table, i_map, s_b, s_c, s_h, s_w, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, UNIFORM: tl.constexpr):
+    """Pointer and strides of a map, or of a vector of maps."""
+    p_row = p_table + i_map * 5
+    p_map = tl.load(p_row).to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        p_map = tl.multiple_of(p_map, 16)
+    if not UNIFORM:
+        s_b, s_c = tl.load(p_row + 1), tl.load(p_row + 2)
+        s_h, s_w = tl.load(p_row + 3), tl.load(p_row + 4)
+    return p_map, s_b, s_c, s_h, s_w
+
+
+@triton.jit
+def round_tf32(x):
+    """Rounds to nearest, because matrix units would truncate; NaN stays NaN."""
+    x = x.to(tl.float32)
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def load_basis(p_basis, o_row, o_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):
+    """A part of a matrix, and of what rounding to bf16 left of it."""
+    o_matrix = o_row * COLUMNS + o_column
+    b_high = tl.load(p_basis + o_matrix)
+    b_low = b_high
+    if PRECISION == "bf16x3":
+        b_low = tl.load(p_basis + ROWS * COLUMNS + o_matrix)
+    return b_high, b_low
+
+
+@triton.jit
+def basis_dot(b_high, b_low, b_x, PRECISION: tl.constexpr):
+    """``matrix @ x`` in fp32."""
+    if PRECISION == "bf16x3":
+        if b_x.dtype == tl.bfloat16:
+            out = tl.dot(b_high, b_x, tl.dot(b_low, b_x))
+        else:
+            x_high = b_x.to(tl.bfloat16)
+            x_low = (b_x.to(tl.float32) - x_high.to(tl.float32)).to(tl.bfloat16)
+            out = tl.dot(b_high, x_high, tl.dot(b_high, x_low, tl.dot(b_low, x_high)))
+    elif PRECISION == "tf32":
+        out = tl.dot(b_high, round_tf32(b_x), input_precision="tf32")
+    else:
+        out = tl.dot(b_high, b_x.to(tl.float32), input_precision="ieee")
+    return out
+
+
+@triton.jit
+def swap_sides(b_x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr):
+    """``[ROWS, COLUMNS * n] -> [COLUMNS, ROWS * n]``."""
+    b_x = tl.reshape(b_x, (ROWS, COLUMNS, BN))
+    return tl.reshape(tl.permute(b_x, (1, 0, 2)), (COLUMNS, ROWS * BN))
+
+
+@triton.jit
+def transform(b_x, p_basis_h, p_basis_w, HP: tl.constexpr, WP: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr):
+    """The four quadrants of packed coefficients, each ``[HP/2, WP/2 * n]``: rows cos or sin by columns cos or sin."""
+    HH: tl.constexpr = HP // 2
+    HW: tl.constexpr = WP // 2
+    o_kw = tl.arange(0, HW)[:, None]
+    o_kh = tl.arange(0, HH)[:, None]
+    o_w = tl.arange(0, WP)[None, :]
+    o_h = tl.arange(0, HP)[None, :]
+    w_high, w_low = load_basis(p_basis_w, o_kw, o_w, WP, WP, PRECISION)
+    b_cos = swap_sides(basis_dot(w_high, w_low, b_x, PRECISION), HW, HP, BC)  # [H, W/2*n]
+    w_high, w_low = load_basis(p_basis_w, HW + o_kw, o_w, WP, WP, PRECISION)
+    b_sin = swap_sides(basis_dot(w_high, w_low, b_x, PRECISION), HW, HP, BC)
+    c_high, c_low = load_basis(p_basis_h, o_kh, o_h, HP, HP, PRECISION)
+    s_high, s_low = load_basis(p_basis_h, HH + o_kh, o_h, HP, HP, PRECISION)
+    b_cc = basis_dot(c_high, c_low, b_cos, PRECISION)
+    b_sc = basis_dot(s_high, s_low, b_cos, PRECISION)
+    b_cs = basis_dot(c_high, c_low, b_sin, PRECISION)
+    b_ss = basis_dot(s_high, s_low, b_sin, PRECISION)
+    return b_cc, b_cs, b_sc, b_ss
+
+
+@triton.jit
+def inverse(b_cc, b_cs, b_sc, b_ss, p_basis_h, p_basis_w, HP: tl.constexpr, WP: tl.constexpr, BC: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """The transpose of `transform`: ``[W, H*n]``."""
+    HH: tl.constexpr = HP // 2
+    HW: tl.constexpr = WP // 2
+    o_kw = tl.arange(0, HW)[None, :]
+    o_kh = tl.arange(0, HH)[None, :]
+    o_w = tl.arange(0, WP)[:, None]
+    o_h = tl.arange(0, HP)[:, None]
+    c_high, c_low = load_basis(p_basis_h, o_kh, o_h, HP, HP, PRECISION)  # [H, HP/2]
+    s_high, s_low = load_basis(p_basis_h, HH + o_kh, o_h, HP, HP, PRECISION)
+    b_cos = basis_dot(c_high, c_low, b_cc, PRECISION) + basis_dot(s_high, s_low, b_sc, PRECISION)  # [H, W/2*n]
+    b_sin = basis_dot(c_high, c_low, b_cs, PRECISION) + basis_dot(s_high, s_low, b_ss, PRECISION)
+    b_cos = swap_sides(b_cos, HP, HW, BC)  # [W/2, H*n]
+    b_sin = swap_sides(b_sin, HP, HW, BC)
+    c_high, c_low = load_basis(p_basis_w, o_kw, o_w, WP, WP, PRECISION)
+    s_high, s_low = load_basis(p_basis_w, HW + o_kw, o_w, WP, WP, PRECISION)
+    return basis_dot(c_high, c_low, b_cos, PRECISION) + basis_dot(s_high, s_low, b_sin, PRECISION)  # [W, H*n]
+
+
+@triton.jit
+def load_tile(p_map, s_c, s_h, s_w, i_c, C, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
+              BC: tl.constexpr):  # fmt: skip
+    o_column = tl.arange(0, HP * BC)
+    o_h = o_column // BC
+    o_c = o_column % BC
+    o_w = tl.arange(0, WP)
+    m_x = (o_w < W)[:, None] & ((o_h < H) & (i_c + o_c < C))[None, :]
+    o_x = o_w[:, None] * s_w + (o_h * s_h + o_c * s_c)[None, :]
+    return tl.load(p_map + i_c.to(tl.int64) * s_c + o_x, mask=m_x, other=0.0)  # [W, H*n]
+
+
+@triton.jit
+def load_flags(p_flags, HH: tl.constexpr, HW: tl.constexpr, BC: tl.constexpr):
+    """Bit q of a coefficient is set where quadrant q (cc, cs, sc, ss) is in the low band."""
+    return tl.load(p_flags + tl.arange(0, HH)[:, None] * HW + (tl.arange(0, HW * BC) // BC)[None, :])
+
+
+@triton.jit
+def band_products(b_flags, a_cc, a_cs, a_sc, a_ss, b_cc, b_cs, b_sc, b_ss):
+    """Products in the two bands; each is summed by itself, never as the total less the other."""
+    l_cc = (b_flags & 1) != 0
+    l_cs = (b_flags & 2) != 0
+    l_sc = (b_flags & 4) != 0
+    l_ss = (b_flags & 8) != 0
+    b_low = tl.where(l_cc, a_cc * b_cc, 0.0) + tl.where(l_cs, a_cs * b_cs, 0.0)
+    b_low += tl.where(l_sc, a_sc * b_sc, 0.0) + tl.where(l_ss, a_ss * b_ss, 0.0)
+    b_high = tl.where(l_cc, 0.0, a_cc * b_cc) + tl.where(l_cs, 0.0, a_cs * b_cs)
+    b_high += tl.where(l_sc, 0.0, a_sc * b_sc) + tl.where(l_ss, 0.0, a_ss * b_ss)
+    return tl.sum(b_low), tl.sum(b_high)
+
+
+@triton.jit
+def band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, HH: tl.constexpr, HW: tl.constexpr, BC: tl.constexpr):
+    """Sums over the whole spectrum of ``|F|`` in the two bands."""
+    o_h = tl.arange(0, HH)[:, None]
+    o_w = (tl.arange(0, HW * BC) // BC)[None, :]
+    m_row = (o_h == 0) & (o_w >= 0)
+    m_column = (o_w == 0) & (o_h >= 0)
+    m_corner = m_row & m_column
+    m_edge = m_row | m_column
+    # On an edge two coefficients make a bin; inside four make two.
+    b_1 = tl.where(m_edge, b_cc, b_cc - b_ss)
+    b_2 = tl.where(m_row, b_cs, tl.where(m_column, b_sc, b_cs + b_sc))
+    b_3 = tl.where(m_edge, b_ss, b_cc + b_ss)
+    b_4 = tl.where(m_row, b_sc, tl.where(m_column, b_cs, b_cs - b_sc))
+    b_scale = tl.where(m_edge, 1.4142135623730951, 1.0)
+    b_1 = tl.where(m_corner, tl.abs(b_cc), b_scale * tl.sqrt(b_1 * b_1 + b_2 * b_2))
+    b_3 = tl.where(m_corner, tl.abs(b_ss), b_scale * tl.sqrt(b_3 * b_3 + b_4 * b_4))
+    # Bit of the second bin: that of ss, or on an edge of the coefficient on the other axis' Nyquist row.
+    b_bit = tl.where(m_corner, 8, tl.where(m_row, 4, tl.where(m_column, 2, 1)))
+    l_1 = (b_flags & 1) != 0
+    l_3 = (b_flags & b_bit) != 0
+    b_2 = tl.where(m_corner, tl.abs(b_cs), 0.0)
+    b_4 = tl.where(m_corner, tl.abs(b_sc), 0.0)
+    l_2 = (b_flags & 2) != 0
+    l_4 = (b_flags & 4) != 0
+    b_low = tl.where(l_1, b_1, 0.0) + tl.where(l_3, b_3, 0.0) + tl.where(l_2, b_2, 0.0) + tl.where(l_4, b_4, 0.0)
+    b_high = tl.where(l_1, 0.0, b_1) + tl.where(l_3, 0.0, b_3) + tl.where(l_2, 0.0, b_2) + tl.where(l_4, 0.0, b_4)
+    return tl.sum(b_low), tl.sum(b_high)
+
+
+@triton.jit
+def low_pointers(p_low, i_b, i_c, C, LH: tl.constexpr, LW: tl.constexpr, HH: tl.constexpr, HW: tl.constexpr,
+                 BC: tl.constexpr):  # fmt: skip
+    """Where the first quadrant's low coefficients are kept, ``[B, 4, LH, LW, C]``, and which of a tile are."""
+    o_kh = tl.arange(0, HH)[:, None]
+    o_column = tl.arange(0, HW * BC)
+    o_kw = (o_column // BC)[None, :]
+    o_c = (i_c + o_column % BC)[None, :]
+    return p_low + i_b * (4 * LH * LW) * C + ((o_kh * LW + o_kw) * C + o_c), (o_kh < LH) & (o_kw < LW) & (o_c < C)
+
+
+@triton.jit
+def framer_loss_teacher_fwd_kernel(
+    p_table, i_map, s_b, s_c, s_h, s_w, p_basis_h, p_basis_w, p_flags, p_high, p_low, p_sums,
+    B, C, t_b, t_c, t_h, t_w, SUMS, FIRST, scale_lf, scale_hf,
+    LH: tl.constexpr, LW: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
+    BC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
+    STATISTICS: tl.constexpr,
+):  # fmt: skip
+    """High-passed map; with statistics also its low coefficients, and its energies and squared norms from ``FIRST``."""
+    HH: tl.constexpr = HP // 2
+    HW: tl.constexpr = WP // 2
+    i_chunk, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_c = i_chunk * BC
+    p_map, r_b, r_c, r_h, r_w = map_row(p_table, i_map, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+    b_x = load_tile(p_map + i_b * r_b, r_c, r_h, r_w, i_c, C, H, W, HP, WP, BC)
+    b_cc, b_cs, b_sc, b_ss = transform(b_x, p_basis_h, p_basis_w, HP, WP, BC, PRECISION)
+    b_flags = load_flags(p_flags, HH, HW, BC)
+    if STATISTICS:
+        e_lf, e_hf = band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, HH, HW, BC)
+        n_lf, n_hf = band_products(b_flags, b_cc, b_cs, b_sc, b_ss, b_cc, b_cs, b_sc, b_ss)
+        p_out = p_sums + i_chunk.to(tl.int64) * SUMS + FIRST + i_b
+        tl.store(p_out, e_lf * scale_lf)
+        tl.store(p_out + B, e_hf * scale_hf)
+        tl.store(p_out + 2 * B, n_lf)
+        tl.store(p_out + 3 * B, n_hf)
+        p_out, m_out = low_pointers(p_low, i_b, i_c, C, LH, LW, HH, HW, BC)
+        tl.store(p_out, b_cc, mask=m_out)
+        tl.store(p_out + LH * LW * C, b_cs, mask=m_out)
+        tl.store(p_out + 2 * LH * LW * C, b_sc, mask=m_out)
+        tl.store(p_out + 3 * LH * LW * C, b_ss, mask=m_out)
+    b_cc = tl.where((b_flags & 1) != 0, 0.0, b_cc)
+    b_cs = tl.where((b_flags & 2) != 0, 0.0, b_cs)
+    b_sc = tl.where((b_flags & 4) != 0, 0.0, b_sc)
+    b_ss = tl.where((b_flags & 8) != 0, 0.0, b_ss)
+    b_out = inverse(b_cc, b_cs, b_sc, b_ss, p_basis_h, p_basis_w, HP, WP, BC, PRECISION)
+    o_column = tl.arange(0, HP * BC)
+    o_h = o_column // BC
+    o_c = o_column % BC
+    o_w = tl.arange(0, WP)[:, None]
+    m_out = (o_w < W) & ((o_h < H) & (i_c + o_c < C))[None, :]
+    p_out = p_high + i_b * t_b + i_c.to(tl.int64) * t_c + (o_w * t_w + (o_h * t_h + o_c * t_c)[None, :])
+    tl.store(p_out, b_out.to(p_high.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def framer_loss_statistics_fwd_kernel(
+    p_table, p_steps, s_b, s_c, s_h, s_w, p_basis_h, p_basis_w, p_flags, p_low, p_sums,
+    B, C, MAPS, LAYERS, STEPS, PER_PROGRAM, SUMS, scale_lf, scale_hf,
+    LH: tl.constexpr, LW: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
+    BC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Energies, norms and low product with the teacher of every map, and products of maps that are neighbours.
+
+    A step is ``(map, whether it is measured here, layer whose pair ends here or -1)``.
+    """
+    HH: tl.constexpr = HP // 2
+    HW: tl.constexpr = WP // 2
+    i_chunk, i_segment, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_c = i_chunk * BC
+    p_sums += i_chunk.to(tl.int64) * SUMS
+    y_cc = tl.zeros((HH, HW * BC), tl.float32)
+    y_cs = tl.zeros((HH, HW * BC), tl.float32)
+    y_sc = tl.zeros((HH, HW * BC), tl.float32)
+    y_ss = tl.zeros((HH, HW * BC), tl.float32)
+    for i_step in range(i_segment * PER_PROGRAM, tl.minimum((i_segment + 1) * PER_PROGRAM, STEPS)):
+        i_map = tl.load(p_steps + i_step * 3)
+        measured = tl.load(p_steps + i_step * 3 + 1)
+        i_pair = tl.load(p_steps + i_step * 3 + 2)
+        p_map, r_b, r_c, r_h, r_w = map_row(p_table, i_map, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+        b_x = load_tile(p_map + i_b * r_b, r_c, r_h, r_w, i_c, C, H, W, HP, WP, BC)
+        b_cc, b_cs, b_sc, b_ss = transform(b_x, p_basis_h, p_basis_w, HP, WP, BC, PRECISION)
+        tl.debug_barrier()
+        b_flags = load_flags(p_flags, HH, HW, BC)
+        if i_pair >= 0:
+            d_lf, d_hf = band_products(b_flags, y_cc, y_cs, y_sc, y_ss, b_cc, b_cs, b_sc, b_ss)
+            p_out = p_sums + (4 * MAPS + LAYERS + i_pair) * B + i_b
+            tl.store(p_out, d_lf)
+            tl.store(p_out + LAYERS * B, d_hf)
+        if measured != 0:
+            e_lf, e_hf = band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, HH, HW, BC)
+            n_lf, n_hf = band_products(b_flags, b_cc, b_cs, b_sc, b_ss, b_cc, b_cs, b_sc, b_ss)
+            p_out = p_sums + i_map * B + i_b
+            tl.store(p_out, e_lf * scale_lf)
+            tl.store(p_out + MAPS * B, e_hf * scale_hf)
+            tl.store(p_out + 2 * MAPS * B, n_lf)
+            tl.store(p_out + 3 * MAPS * B, n_hf)
+            if i_map < LAYERS:
+                p_t, m_t = low_pointers(p_low, i_b, i_c, C, LH, LW, HH, HW, BC)
+                m_cc = m_t & ((b_flags & 1) != 0)
+                m_cs = m_t & ((b_flags & 2) != 0)
+                m_sc = m_t & ((b_flags & 4) != 0)
+                m_ss = m_t & ((b_flags & 8) != 0)
+                b_t = tl.load(p_t, mask=m_cc, other=0.0)
+                b_sum = tl.where(m_cc, b_t * b_cc, 0.0)
+                b_t = tl.load(p_t + LH * LW * C, mask=m_cs, other=0.0)
+                b_sum += tl.where(m_cs, b_t * b_cs, 0.0)
+                b_t = tl.load(p_t + 2 * LH * LW * C, mask=m_sc, other=0.0)
+                b_sum += tl.where(m_sc, b_t * b_sc, 0.0)
+                b_t = tl.load(p_t + 3 * LH * LW * C, mask=m_ss, other=0.0)
+                b_sum += tl.where(m_ss, b_t * b_ss, 0.0)
+                tl.store(p_sums + (4 * MAPS + i_map) * B + i_b, tl.sum(b_sum))
+        y_cc, y_cs, y_sc, y_ss = b_cc, b_cs, b_sc, b_ss
+
+
+@triton.jit
+def framer_loss_products_fwd_kernel(
+    p_table, p_layers, s_b, s_c, s_h, s_w, p_high, p_sums, ROWS, B, C, G, STEPS, PER_PROGRAM,
+    W: tl.constexpr, P: tl.constexpr, BM: tl.constexpr, BG: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Products of every sample of every layer with every target: rows ``(layer, b)``, split over the positions."""
+    i_m, i_split, i_g = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    o_row = i_m * BM + tl.arange(0, BM)
+    m_row = o_row < ROWS
+    o_safe = tl.where(m_row, o_row, 0)
+    i_layer = tl.load(p_layers + o_safe // B)
+    p_map, r_b, r_c, r_h, r_w = map_row(p_table, i_layer, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+    p_map = p_map + (o_safe % B).to(tl.int64) * r_b
+    if not UNIFORM:
+        r_c, r_h, r_w = r_c[:, None], r_h[:, None], r_w[:, None]
+    o_g = i_g * BG + tl.arange(0, BG)
+    m_g = o_g < G
+    p_target = p_high + o_g.to(tl.int64) * P * C
+    o_k = tl.arange(0, BK)
+    LIMIT = C if CHANNELS_LAST else P
+    blocks = tl.cdiv(LIMIT, BK)
+    b_sum = tl.zeros((BM, BG), tl.float32)
+    first = i_split * PER_PROGRAM
+    for i_step in range(first, tl.minimum(first + PER_PROGRAM, STEPS)):
+        i_outer = i_step // blocks
+        o_inner = (i_step % blocks) * BK + o_k
+        m_k = o_inner < LIMIT
+        if CHANNELS_LAST:
+            o_x = (i_outer // W).to(tl.int64) * r_h + (i_outer % W).to(tl.int64) * r_w + o_inner[None, :] * r_c
+        else:
+            o_x = i_outer.to(tl.int64) * r_c + (o_inner // W)[None, :] * r_h + (o_inner % W)[None, :] * r_w
+        b_x = tl.load(p_map[:, None] + o_x, mask=m_row[:, None] & m_k[None, :], other=0.0)  # [rows, K]
+        p_t = p_target[None, :] + (i_outer.to(tl.int64) * LIMIT + o_inner)[:, None]
+        b_t = tl.load(p_t, mask=m_g[None, :] & m_k[:, None], other=0.0)  # [K, G]
+        if PRECISION == "bf16x3":
+            t_high = b_t.to(tl.bfloat16)
+            t_low = (b_t.to(tl.float32) - t_high.to(tl.float32)).to(tl.bfloat16)
+            x_high = b_x.to(tl.bfloat16)
+            b_sum = tl.dot(x_high, t_low, b_sum)
+            if b_x.dtype != tl.bfloat16:
+                x_low = (b_x.to(tl.float32) - x_high.to(tl.float32)).to(tl.bfloat16)
+                b_sum = tl.dot(x_low, t_high, b_sum)
+            b_sum = tl.dot(x_high, t_high, b_sum)
+        elif PRECISION == "tf32":
+            b_sum = tl.dot(round_tf32(b_x), round_tf32(b_t), b_sum, input_precision="tf32")
+        else:
+            b_sum = tl.dot(b_x.to(tl.float32), b_t.to(tl.float32), b_sum, input_precision="ieee")
+    p_out = p_sums + (i_split.to(tl.int64) * ROWS + o_row[:, None]) * G + o_g[None, :]
+    tl.store(p_out, b_sum, mask=m_row[:, None] & m_g[None, :])
+
+
+@triton.jit
+def framer_loss_sums_fwd_kernel(
+    p_out, p_first, p_second, FIRST_SIZE, FIRST_PARTS, SECOND_SIZE, SECOND_PARTS, FIRST_BLOCKS,
+    BR: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Sums over the parts of two arrays ``[parts, size]``, one result after the other."""
+    i_block = tl.program_id(0)
+    second = i_block >= FIRST_BLOCKS
+    p_in = tl.where(second, p_second, p_first)
+    size = tl.where(second, SECOND_SIZE, FIRST_SIZE)
+    parts = tl.where(second, SECOND_PARTS, FIRST_PARTS)
+    p_out += tl.where(second, FIRST_SIZE, 0)
+    i_block -= tl.where(second, FIRST_BLOCKS, 0)
+    o_row = i_block * BR + tl.arange(0, BR)[None, :]
+    o_part = tl.arange(0, BK)[:, None]
+    b_sum = tl.zeros((BK, BR), tl.float32)
+    for i_part in range(0, parts, BK):
+        m_in = (i_part + o_part < parts) & (o_row < size)
+        b_sum += tl.load(p_in + (i_part + o_part).to(tl.int64) * size + o_row, mask=m_in, other=0.0)
+    b_out = tl.sum(b_sum, axis=0)
+    o_out = i_block * BR + tl.arange(0, BR)
+    tl.store(p_out + o_out, b_out, mask=o_out < size)
+
+
+@triton.jit
+def load_weight(p_weight, o_row, m_b, BB: tl.constexpr):
+    """A coefficient of every column: one number where a tile is of one sample."""
+    b_weight = tl.load(p_weight + o_row, mask=m_b, other=0.0)
+    if BB != 1:
+        b_weight = b_weight[None, :]
+    return b_weight
+
+
+@triton.jit
+def tile_pointers(p_map, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB: tl.constexpr):
+    p_map = p_map + i_c.to(tl.int64) * r_c
+    if BB == 1:
+        p_tile = (p_map + o_b * r_b) + ((o_h * r_h + o_c * r_c)[None, :] + o_w * r_w)
+    else:
+        p_tile = p_map + ((o_b * r_b + o_h * r_h + o_c * r_c)[None, :] + o_w * r_w)
+    return p_tile
+
+
+@triton.jit
+def framer_loss_gradients_bwd_kernel(
+    p_table, p_plan, s_b, s_c, s_h, s_w, g_b, g_c, g_h, g_w, p_high, p_basis_h, p_basis_w, p_mask,
+    p_teacher_lf, p_negative_lf, p_self_lf, p_self_hf, p_teacher_hf, p_negative_hf,
+    TEACHER, LAYERS, B, C, G, t_b, t_c, t_h, t_w,
+    LH: tl.constexpr, LW: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
+    BB: tl.constexpr, BC: tl.constexpr, TOGETHER: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
+    UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the students; columns of a tile are ``(h, sample, channel)``.
+
+    A row of the plan is ``(student, its negative, gradient)``, indices of maps.
+    """
+    BN: tl.constexpr = BB * BC
+    # All layers of a few neighbouring chunks run together: a layer's negative is in the cache.
+    i_0, i_block = tl.program_id(0), tl.program_id(1)
+    i_plan = (i_0 // TOGETHER) % LAYERS
+    i_c = (i_0 // TOGETHER // LAYERS * TOGETHER + i_0 % TOGETHER) * BC
+    i_layer = tl.load(p_plan + i_plan * 3)
+    i_negative = tl.load(p_plan + i_plan * 3 + 1)
+    i_gradient = tl.load(p_plan + i_plan * 3 + 2)
+    o_column = tl.arange(0, HP * BN)
+    o_h = o_column // BN
+    o_c = o_column % BC
+    o_w = tl.arange(0, WP)[:, None]
+    m_c = (o_h < H) & (i_c + o_c < C)
+    if BB == 1:
+        o_b = i_block.to(tl.int64)
+        m_b = i_block < B
+        m_x = (o_w < W) & m_c[None, :]
+    else:
+        o_b = i_block * BB + (o_column // BC) % BB
+        m_b = o_b < B
+        m_x = (o_w < W) & (m_b & m_c)[None, :]
+        o_b = o_b.to(tl.int64)
+    o_row = i_layer * B + o_b
+
+    # The low band: few rows of the transform, there and back. What is read here is read again below, from the cache,
+    # for registers are what a tile is short of.
+    o_lw = tl.arange(0, LW)
+    o_lh = tl.arange(0, LH)
+    o_hp = tl.arange(0, HP)
+    w_high, w_low = load_basis(p_basis_w, o_lw[:, None], tl.arange(0, WP)[None, :], LW, WP, PRECISION)
+    p_x, r_b, r_c, r_h, r_w = map_row(p_table, i_layer, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+    p_x = tile_pointers(p_x, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
+    b_x = tl.load(p_x, mask=m_x, other=0.0, eviction_policy="evict_last")
+    b_a = load_weight(p_self_lf, o_row, m_b, BB) - load_weight(p_self_hf, o_row, m_b, BB)
+    b_half = b_a * basis_dot(w_high, w_low, b_x, PRECISION)  # [LW, H*n]
+    p_y, r_b, r_c, r_h, r_w = map_row(p_table, i_negative, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+    p_y = tile_pointers(p_y, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
+    b_x = tl.load(p_y, mask=m_x, other=0.0, eviction_policy="evict_last")
+    b_a = load_weight(p_negative_lf, o_row, m_b, BB) - load_weight(p_negative_hf, o_row, m_b, BB)
+    b_half += b_a * basis_dot(w_high, w_low, b_x, PRECISION)
+    p_t, r_b, r_c, r_h, r_w = map_row(p_table, TEACHER, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+    p_t = tile_pointers(p_t, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
+    b_x = tl.load(p_t, mask=m_x, other=0.0)
+    b_a = load_weight(p_teacher_lf, o_row, m_b, BB)
+    b_half += b_a * basis_dot(w_high, w_low, b_x, PRECISION)
+    b_half = swap_sides(b_half, LW, HP, BN)  # [H, LW*n]
+    h_high, h_low = load_basis(p_basis_h, o_lh[:, None], o_hp[None, :], LH, HP, PRECISION)
+    b_k = basis_dot(h_high, h_low, b_half, PRECISION)  # [LH, LW*n]
+    b_mask = tl.load(p_mask + o_lh[:, None] * LW + (tl.arange(0, LW * BN) // BN)[None, :])
+    b_k = tl.where(b_mask != 0, b_k, 0.0)
+    h_high, h_low = load_basis(p_basis_h, o_lh[None, :], o_hp[:, None], LH, HP, PRECISION)
+    b_half = swap_sides(basis_dot(h_high, h_low, b_k, PRECISION), HP, LW, BN)  # [LW, H*n]
+
+    # Keeps loads from moving up, where registers are scarce.
+    tl.debug_barrier()
+    b_hf = load_weight(p_self_hf, o_row, m_b, BB)
+    b_out = (H * W) * b_hf * tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)  # [W, H*n]
+    b_hf = load_weight(p_negative_hf, o_row, m_b, BB)
+    b_out += (H * W) * b_hf * tl.load(p_y, mask=m_x, other=0.0).to(tl.float32)
+    p_t = p_high + i_c.to(tl.int64) * t_c + ((o_h * t_h + o_c * t_c)[None, :] + o_w * t_w)
+    m_t = (o_w < W) & m_c[None, :]
+    for i_g in range(G):
+        b_a = load_weight(p_teacher_hf, o_row * G + i_g, m_b, BB)
+        b_out += b_a * tl.load(p_t, mask=m_t, other=0.0).to(tl.float32)
+        p_t += t_b
+    w_high, w_low = load_basis(p_basis_w, o_lw[None, :], o_w, LW, WP, PRECISION)
+    b_out += basis_dot(w_high, w_low, b_half, PRECISION)
+
+    p_g, r_b, r_c, r_h, r_w = map_row(p_table, i_gradient, g_b, g_c, g_h, g_w, DTYPE, ALIGNED, UNIFORM)
+    p_g = tile_pointers(p_g, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
+    tl.store(p_g, b_out.to(DTYPE), mask=m_x)
+
+
+@triton.jit
+def framer_loss_targets_bwd_kernel(
+    p_table, p_plan, s_b, s_c, s_h, s_w, p_high, p_weights, C, G, t_b, t_c, t_h, t_w, w_n, w_b, w_g,
+    W: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr, UNIFORM: tl.constexpr,
+):  # fmt: skip
+    """Adds ``sum_g weights[i, b, g] targets_HF[g]`` to gradients that hold a part already.
+
+    A row of the plan is ``(row of the weights, gradient)``.
+    """
+    i_block, i_b, i_plan = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    i_weights = tl.load(p_plan + i_plan * 2)
+    i_gradient = tl.load(p_plan + i_plan * 2 + 1)
+    blocks = tl.cdiv(C, BC)
+    o_p = (i_block // blocks) * BP + tl.arange(0, BP)[:, None]
+    i_c = (i_block % blocks) * BC
+    o_c = tl.arange(0, BC)[None, :]
+    m_x = (o_p < P) & (i_c + o_c < C)
+    p_t = p_high + i_c.to(tl.int64) * t_c + ((o_p // W) * t_h + (o_p % W) * t_w + o_c * t_c)
+    p_x, r_b, r_c, r_h, r_w = map_row(p_table, i_gradient, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+    p_x = p_x + i_b * r_b + i_c.to(tl.int64) * r_c + ((o_p // W) * r_h + (o_p % W) * r_w + o_c * r_c)
+    p_a = p_weights + i_weights * w_n + i_b * w_b
+    b_out = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)
+    for _ in range(G):
+        b_out += tl.load(p_a) * tl.load(p_t, mask=m_x, other=0.0).to(tl.float32)
+        p_a += w_g
+        p_t += t_b
+    tl.store(p_x, b_out.to(DTYPE), mask=m_x)

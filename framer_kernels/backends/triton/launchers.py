@@ -1,0 +1,477 @@
+"""The backend's functions: they choose configurations, make tables and launch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from framer_kernels.backends.triton import kernels
+from framer_kernels.backends.triton.addresses import MapTable, device_guard, is_channels_last, parts, upload
+from framer_kernels.backends.triton.configs import (
+    LARGEST_SIDE,
+    GradientConfig,
+    ProductConfig,
+    SumConfig,
+    TargetConfig,
+    TransformConfig,
+)
+from framer_kernels.backends.triton.tables import ForwardTables, forward_tables, low_tables
+from framer_kernels.bands import BandSplit
+from framer_kernels.products import BandProducts, GradientCoefficients
+from framer_kernels.types import Representation
+
+PRECISIONS = ("bf16x3", "tf32", "ieee")
+"""Arithmetic of matrix products: three passes in bf16, one in tf32, or fp32 without matrix units."""
+
+_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_WALKS = 1024
+"""Programs that a walk over the maps is split for: several for each of 100 to 150 multiprocessors."""
+_GRID_LIMIT = 65535
+"""Programs along the second and third axis of a grid."""
+
+
+def supports(
+    teacher: Tensor, bands: BandSplit, representation: Representation, shared_negatives: bool, group: bool = False
+) -> str | None:
+    """Why this is not for this backend; None if it is.
+
+    Args:
+        teacher: One of the maps, which are all alike.
+        bands: Division into bands.
+        representation: What the cosine compares.
+        shared_negatives: Whether other images' negatives repel too.
+        group: Whether other ranks' samples are compared with.
+    """
+    if bands.kind != "radial":
+        return f"the Triton kernels know radial bands alone, not {bands.kind}"
+    if representation != "complex":
+        return f"the Triton kernels know the complex representation alone, not {representation}"
+    if teacher.dtype not in _DTYPES:
+        return f"the Triton kernels take float32, bfloat16 and float16 features, not {teacher.dtype}"
+    batch, channels, height, width = teacher.shape
+    if max(height, width) > LARGEST_SIDE:
+        return f"the Triton kernels take maps of up to {LARGEST_SIDE} x {LARGEST_SIDE}, not {height} x {width}"
+    if batch > _GRID_LIMIT:
+        return f"the Triton kernels take up to {_GRID_LIMIT} samples, not {batch}"
+    if channels * height * width >= 2**31:
+        return f"the Triton kernels take samples of fewer than 2**31 numbers, not {channels} x {height} x {width}"
+    return None
+
+
+def _check(
+    teacher: Tensor, bands: BandSplit, representation: Representation, shared_negatives: bool, precision: str
+) -> None:
+    reason = supports(teacher, bands, representation, shared_negatives)
+    if reason is None and precision not in PRECISIONS:
+        reason = f"the Triton kernels know the precisions {list(PRECISIONS)}, not {precision!r}"
+    if reason is not None:
+        raise ValueError(reason)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The order in which maps are transformed: of two neighbours the product is taken.
+
+    Attributes:
+        steps: At each step the map, 1 if it is measured there, and the layer whose pair ends there or -1.
+        length: Steps of one program; it knows nothing of the programs before it.
+    """
+
+    steps: tuple[tuple[int, int, int], ...]
+    length: int
+
+    @classmethod
+    def over(cls, negatives: Sequence[int], maps: int, segments: int) -> Walk:
+        """Follows each layer to its negative: a cycle of N layers takes N + 1 steps, and one more for each cut."""
+        length = max(3, -(-(len(negatives) + 1) // segments))
+        steps: list[tuple[int, int]] = []
+        left = set(range(len(negatives)))
+        for start in range(len(negatives)):
+            i = start
+            while i in left:
+                if not steps or steps[-1][0] != i or len(steps) % length == 0:
+                    steps.append((i, -1))
+                    if len(steps) % length == 0:
+                        steps.append((i, -1))
+                steps.append((negatives[i], i))
+                left.remove(i)
+                i = negatives[i]
+        met = {i for i, _ in steps}
+        steps += [(i, -1) for i in range(maps) if i not in met]
+        measured: set[int] = set()
+        out: list[tuple[int, int, int]] = []
+        for i, pair in steps:
+            out.append((i, int(i not in measured), pair))
+            measured.add(i)
+        return cls(tuple(out), length)
+
+    @property
+    def programs(self) -> int:
+        """Programs that it is split over."""
+        return -(-len(self.steps) // self.length)
+
+
+def _packed_strides(channels_last: bool, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Strides of high-passed maps in scratch: the axis that is contiguous in the maps is so here."""
+    area = height * width
+    if channels_last:
+        return area * channels, 1, width * channels, channels
+    return area * channels, area, width, 1
+
+
+def _forward(teacher: Tensor, bands: BandSplit, precision: str) -> tuple[TransformConfig, ForwardTables]:
+    height, width = teacher.shape[-2:]
+    config = TransformConfig.choose(height, width, precision)
+    tables = forward_tables(height, width, config.height, config.width, bands, precision, teacher.device)
+    return config, tables
+
+
+def _meta(table: MapTable, dtype: torch.dtype) -> dict[str, Any]:
+    return {"DTYPE": _DTYPES[dtype], "ALIGNED": table.aligned, "UNIFORM": table.uniform}
+
+
+def _high_pass(
+    x: Tensor,
+    table: MapTable,
+    rows: Tensor,
+    index: int,
+    *,
+    bands: BandSplit,
+    precision: str,
+    channels_last: bool,
+    dtype: torch.dtype,
+    sums: Tensor | None = None,
+    first: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """High-passed map ``index`` of the table, and with ``sums`` its low coefficients and sums."""
+    batch, channels, height, width = x.shape
+    config, tables = _forward(x, bands, precision)
+    chunks = triton.cdiv(channels, config.channels)
+    high = torch.empty(batch * channels * height * width, dtype=dtype, device=x.device)
+    low_size = 0 if sums is None else batch * 4 * tables.low_h * tables.low_w * channels
+    low = torch.empty(low_size, dtype=torch.float32, device=x.device)
+    kernels.framer_loss_teacher_fwd_kernel[(chunks, batch)](
+        rows, index, *table.strides, tables.basis_h, tables.basis_w, tables.flags, high, low,
+        low if sums is None else sums, batch, channels, *_packed_strides(channels_last, channels, height, width),
+        0 if sums is None else sums.shape[1], first, *(scale / channels for scale in tables.energy_scales),
+        LH=tables.low_h, LW=tables.low_w, H=height, W=width, HP=config.height, WP=config.width, BC=config.channels,
+        PRECISION=precision, STATISTICS=sums is not None, num_warps=config.num_warps, num_stages=1,
+        **_meta(table, x.dtype),
+    )  # fmt: skip
+    return high, low
+
+
+def _partial_products(
+    x: Tensor,
+    table: MapTable,
+    rows: Tensor,
+    layers: Tensor,
+    high: Tensor,
+    targets: int,
+    *,
+    channels_last: bool,
+    precision: str,
+) -> Tensor:
+    """Parts of ``<u_HF(x_i[b]), u_HF(y[g])>`` of the layers listed, ``[parts, n * B * G]``."""
+    batch, channels, height, width = x.shape
+    count = len(layers) * batch
+    config = ProductConfig.choose(count, targets)
+    area = height * width
+    outer, inner = (area, channels) if channels_last else (channels, area)
+    steps = outer * triton.cdiv(inner, config.inner)
+    row_blocks, target_blocks = triton.cdiv(count, config.rows), triton.cdiv(targets, config.targets)
+    per_program = triton.cdiv(steps, max(1, min(steps, config.programs // (row_blocks * target_blocks))))
+    splits = triton.cdiv(steps, per_program)
+    sums = torch.empty(splits, count * targets, dtype=torch.float32, device=x.device)
+    kernels.framer_loss_products_fwd_kernel[(row_blocks, splits, target_blocks)](
+        rows, layers, *table.strides, high, sums, count, batch, channels, targets, steps, per_program,
+        W=width, P=area, BM=config.rows, BG=config.targets, BK=config.inner, CHANNELS_LAST=channels_last,
+        PRECISION=precision, num_warps=config.num_warps, num_stages=3, **_meta(table, x.dtype),
+    )  # fmt: skip
+    return sums
+
+
+def _sum_parts(first: Tensor, second: Tensor) -> Tensor:
+    """Sums of two arrays ``[parts, size]`` over their parts, one after the other."""
+    config = SumConfig.choose()
+    out = torch.empty(first.shape[1] + second.shape[1], dtype=torch.float32, device=first.device)
+    blocks = [triton.cdiv(x.shape[1], config.results) for x in (first, second)]
+    kernels.framer_loss_sums_fwd_kernel[(sum(blocks),)](
+        out, first, second, first.shape[1], first.shape[0], second.shape[1], second.shape[0], blocks[0],
+        BR=config.results, BK=config.parts, num_warps=config.num_warps,
+    )  # fmt: skip
+    return out
+
+
+def measure(
+    maps: Sequence[Tensor],
+    teacher: Tensor,
+    *,
+    negatives: Sequence[int],
+    bands: BandSplit,
+    representation: Representation,
+    shared_negatives: bool,
+    precision: str,
+) -> BandProducts:
+    """Measures the maps of one rank.
+
+    Args:
+        maps: M feature maps ``[B, C, H, W]`` of one dtype, any strides.
+        teacher: Alike.
+        negatives: For each of the first N maps, the students, the index of its negative among the maps.
+        bands: Division into bands.
+        representation: What the cosine compares.
+        shared_negatives: Whether products with other images' negatives are wanted.
+        precision: ``bf16x3``, ``tf32`` or ``ieee``.
+
+    Raises:
+        ValueError: `supports` has something against it, or the precision is unknown.
+    """
+    _check(teacher, bands, representation, shared_negatives, precision)
+    batch, channels = teacher.shape[:2]
+    count, layers = len(maps), len(negatives)
+    channels_last = is_channels_last(teacher)
+    config, tables = _forward(teacher, bands, precision)
+    chunks = triton.cdiv(channels, config.channels)
+    walk = Walk.over(negatives, count, max(1, _WALKS // (batch * chunks)))
+    table = MapTable.of([*maps, teacher])
+    sizes = [2 * count * batch, 2 * count * batch, layers * batch, layers * batch, layers * batch, 2 * batch, 2 * batch]
+    with device_guard(teacher.device):
+        numbers = upload([*table.rows, *(n for step in walk.steps for n in step), *range(layers)], teacher.device)
+        rows, steps, chosen = parts(numbers, [len(table.rows), 3 * len(walk.steps), layers])
+        sums = torch.empty(chunks, sum(sizes), dtype=torch.float32, device=teacher.device)
+        high, low = _high_pass(
+            teacher, table, rows, count, bands=bands, precision=precision, channels_last=channels_last,
+            dtype=torch.float32, sums=sums, first=sum(sizes[:5]),
+        )  # fmt: skip
+        kernels.framer_loss_statistics_fwd_kernel[(chunks, walk.programs, batch)](
+            rows, steps, *table.strides, tables.basis_h, tables.basis_w, tables.flags, low, sums, batch, channels,
+            count, layers, len(walk.steps), walk.length, sums.shape[1],
+            *(scale / channels for scale in tables.energy_scales), LH=tables.low_h, LW=tables.low_w,
+            H=teacher.shape[2], W=teacher.shape[3], HP=config.height, WP=config.width, BC=config.channels,
+            PRECISION=precision, num_warps=config.num_warps, num_stages=1, **_meta(table, teacher.dtype),
+        )  # fmt: skip
+        products = _partial_products(
+            teacher, table, rows, chosen, high, batch, channels_last=channels_last, precision=precision
+        )
+        out = _sum_parts(sums, products)
+        energy, norms, dot_lf, pair_lf, pair_hf, teacher_energy, teacher_norms, dot_hf = parts(
+            out, [*sizes, layers * batch * batch]
+        )
+        negative_dot_hf = pair_hf.view(layers, batch, 1)
+        if shared_negatives:
+            negative_dot_hf = torch.empty(layers, batch, batch, dtype=torch.float32, device=teacher.device)
+            for j in sorted(set(negatives)):
+                like = [i for i in range(layers) if negatives[i] == j]
+                high, _ = _high_pass(
+                    maps[j], table, rows, j, bands=bands, precision=precision, channels_last=channels_last,
+                    dtype=torch.float32,
+                )  # fmt: skip
+                index = upload(like, teacher.device)
+                products = _partial_products(
+                    teacher, table, rows, index, high, batch, channels_last=channels_last, precision=precision
+                )
+                negative_dot_hf[index] = products.sum(dim=0).view(len(like), batch, batch)
+    return BandProducts(
+        energy=energy.view(2, count, batch),
+        norm_squared=norms.view(2, count, batch),
+        teacher_energy=teacher_energy.view(2, batch),
+        teacher_norm_squared=teacher_norms.view(2, batch),
+        teacher_dot_lf=dot_lf.view(layers, batch),
+        teacher_dot_hf=dot_hf.view(layers, batch, batch),
+        negative_dot_lf=pair_lf.view(layers, batch),
+        negative_dot_hf=negative_dot_hf,
+    )
+
+
+def gradients(
+    maps: Sequence[Tensor],
+    teacher: Tensor,
+    coefficients: GradientCoefficients,
+    *,
+    negatives: Sequence[int],
+    bands: BandSplit,
+    representation: Representation,
+    shared_negatives: bool,
+    needed: Sequence[bool],
+    precision: str,
+) -> list[Tensor | None]:
+    """Gradients of the students.
+
+    Args:
+        maps: As in `measure`.
+        teacher: As in `measure`.
+        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``.
+        negatives: As in `measure`.
+        bands: As in `measure`.
+        representation: As in `measure`.
+        shared_negatives: As in `measure`.
+        needed: For each student whether its gradient is wanted.
+        precision: As in `measure`.
+
+    Returns:
+        For each student a map of its dtype and layout, or None.
+
+    Raises:
+        ValueError: As in `measure`.
+    """
+    _check(teacher, bands, representation, shared_negatives, precision)
+    batch, channels, height, width = teacher.shape
+    count = len(maps)
+    wanted = [i for i in range(len(negatives)) if needed[i]]
+    made = {i: torch.empty_like(maps[i]) for i in wanted}
+    if not wanted:
+        return [None] * len(negatives)
+    channels_last = is_channels_last(teacher)
+    config = GradientConfig.choose(height, width, batch, teacher.element_size(), precision)
+    tables = low_tables(height, width, config.height, config.width, bands, precision, teacher.device)
+    table, gradient_table = MapTable.of([*maps, teacher]), MapTable.of(list(made.values()))
+    meta = {
+        "DTYPE": _DTYPES[teacher.dtype], "ALIGNED": table.aligned and gradient_table.aligned,
+        "UNIFORM": table.uniform and gradient_table.uniform,
+    }  # fmt: skip
+    plan = [n for k, i in enumerate(wanted) for n in (i, negatives[i], count + 1 + k)]
+    own = coefficients._replace(
+        negative_hf=torch.zeros_like(coefficients.negative_lf) if shared_negatives else coefficients.negative_hf
+    )
+    fields = [
+        field.float().contiguous()
+        for field in (own.teacher_lf, own.negative_lf, own.self_lf, own.self_hf, own.teacher_hf, own.negative_hf)
+    ]
+    with device_guard(teacher.device):
+        numbers = upload([*table.rows, *gradient_table.rows, *plan], teacher.device)
+        rows, plan_rows = parts(numbers, [len(table.rows) + len(gradient_table.rows), len(plan)])
+        # Where gradients are rounded to bf16 the targets may be, and their traffic halves.
+        scratch = torch.bfloat16 if teacher.dtype == torch.bfloat16 else torch.float32
+        high, _ = _high_pass(
+            teacher, table, rows, count, bands=bands, precision=precision, channels_last=channels_last, dtype=scratch
+        )
+        together = math.gcd(triton.cdiv(channels, config.channels), 4)
+        grid = (len(wanted) * triton.cdiv(channels, config.channels), triton.cdiv(batch, config.samples))
+        kernels.framer_loss_gradients_bwd_kernel[grid](
+            rows, plan_rows, *table.strides, *gradient_table.strides, high, tables.basis_h, tables.basis_w, tables.mask,
+            *fields, count, len(wanted), batch, channels, batch,
+            *_packed_strides(channels_last, channels, height, width),
+            LH=tables.rows_h, LW=tables.rows_w, H=height, W=width, HP=config.height, WP=config.width,
+            BB=config.samples, BC=config.channels, TOGETHER=together, PRECISION=precision,
+            num_warps=config.num_warps, num_stages=1, **meta,
+        )  # fmt: skip
+        if shared_negatives:
+            for j in sorted({negatives[i] for i in wanted}):
+                like = [i for i in wanted if negatives[i] == j]
+                _add_targets(
+                    [made[i] for i in like], coefficients.negative_hf, like, maps[j], bands=bands, precision=precision
+                )
+    return [made.get(i) for i in range(len(negatives))]
+
+
+def cross_products(
+    maps: Sequence[Tensor],
+    teacher: Tensor,
+    targets: Tensor,
+    target_teacher: Tensor,
+    *,
+    bands: BandSplit,
+    representation: Representation,
+    precision: str,
+) -> Tensor:
+    """High-band products of students with maps of another rank, ``[n, B, G]``.
+
+    Args:
+        maps: n students ``[B, C, H, W]``.
+        teacher: Their teacher; radial bands do not need it.
+        targets: ``[G, C, H, W]``.
+        target_teacher: The teacher of ``targets``, which may be the same.
+        bands: Division into bands.
+        representation: What the cosine compares.
+        precision: As in `measure`.
+
+    Raises:
+        ValueError: As in `measure`.
+    """
+    _check(targets, bands, representation, False, precision)
+    channels_last = is_channels_last(maps[0])
+    table, target_table = MapTable.of(maps), MapTable.of([targets])
+    with device_guard(targets.device):
+        numbers = upload([*table.rows, *target_table.rows, *range(len(maps))], targets.device)
+        rows, target_rows, chosen = parts(numbers, [len(table.rows), len(target_table.rows), len(maps)])
+        high, _ = _high_pass(
+            targets, target_table, target_rows, 0, bands=bands, precision=precision, channels_last=channels_last,
+            dtype=torch.float32,
+        )  # fmt: skip
+        products = _partial_products(
+            maps[0], table, rows, chosen, high, len(targets), channels_last=channels_last, precision=precision
+        )
+        return _sum_parts(products, products[:, :0]).view(len(maps), len(teacher), len(targets))
+
+
+def add_cross_gradients(
+    gradients: Sequence[Tensor],
+    weights: Tensor,
+    maps: Sequence[Tensor],
+    teacher: Tensor,
+    targets: Tensor,
+    target_teacher: Tensor,
+    *,
+    bands: BandSplit,
+    representation: Representation,
+    precision: str,
+) -> None:
+    """Adds what the products of `cross_products` contribute to the students' gradients.
+
+    Args:
+        gradients: n maps, added to.
+        weights: Derivatives with respect to the products, ``[n, B, G]``.
+        maps: As in `cross_products`.
+        teacher: As in `cross_products`.
+        targets: As in `cross_products`.
+        target_teacher: As in `cross_products`.
+        bands: As in `cross_products`.
+        representation: As in `cross_products`.
+        precision: As in `measure`.
+
+    Raises:
+        ValueError: As in `measure`.
+    """
+    _check(targets, bands, representation, False, precision)
+    if gradients:
+        with device_guard(targets.device):
+            _add_targets(gradients, weights, range(len(gradients)), targets, bands=bands, precision=precision)
+
+
+def _add_targets(
+    gradients: Sequence[Tensor],
+    weights: Tensor,
+    chosen: Sequence[int],
+    targets: Tensor,
+    *,
+    bands: BandSplit,
+    precision: str,
+) -> None:
+    """Adds ``sum_g weights[chosen[k], b, g] targets_HF[g]`` to gradient k."""
+    batch, channels, height, width = gradients[0].shape
+    channels_last = is_channels_last(gradients[0])
+    weights = weights.float()
+    target_table, table = MapTable.of([targets]), MapTable.of(gradients)
+    plan = [n for k, i in enumerate(chosen) for n in (i, k)]
+    numbers = upload([*target_table.rows, *table.rows, *plan], targets.device)
+    target_rows, rows, plan_rows = parts(numbers, [len(target_table.rows), len(table.rows), len(plan)])
+    high, _ = _high_pass(
+        targets, target_table, target_rows, 0, bands=bands, precision=precision, channels_last=channels_last,
+        dtype=torch.float32,
+    )  # fmt: skip
+    config = TargetConfig.choose(channels_last=channels_last)
+    blocks = triton.cdiv(channels, config.channels) * triton.cdiv(height * width, config.positions)
+    kernels.framer_loss_targets_bwd_kernel[(blocks, batch, len(gradients))](
+        rows, plan_rows, *table.strides, high, weights, channels, len(targets),
+        *_packed_strides(channels_last, channels, height, width), *weights.stride(),
+        W=width, P=height * width, BP=config.positions, BC=config.channels, num_warps=config.num_warps,
+        **_meta(table, gradients[0].dtype),
+    )  # fmt: skip

@@ -1,0 +1,85 @@
+"""Launch of the objective: the same as `framer_kernels.objective`, in one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from framer_kernels import objective
+from framer_kernels.backends.triton import objective_kernels
+from framer_kernels.backends.triton.addresses import device_guard, upload
+from framer_kernels.backends.triton.configs import power_of_two
+from framer_kernels.precision import ENERGY_EPS, NORM_FLOOR
+from framer_kernels.products import BandProducts, GradientCoefficients
+from framer_kernels.types import FawMode, FramerLoss
+
+LARGEST_ROW = 4096
+"""Samples of all ranks that fit one program."""
+
+_ROUNDING = 8 * torch.finfo(torch.float32).eps
+
+
+def loss_and_coefficients(
+    products: BandProducts,
+    *,
+    negatives: Sequence[int],
+    temperature: float,
+    faw: FawMode | None,
+    fam: bool,
+    shared_negatives: bool,
+    terms: objective.Terms = "both",
+    targets: objective.TargetNorms | None = None,
+    first: int = 0,
+) -> tuple[FramerLoss, GradientCoefficients]:
+    """The loss of every layer and sample, its parts, and the coefficients of its gradient.
+
+    Args:
+        products: As `measure` returned them; in a process group with all ranks' samples.
+        negatives: For every layer the index of its negative among the maps.
+        temperature: Above 0.
+        faw: How band weights are computed; None for weight 1.
+        fam: Whether the similarity gates the loss.
+        shared_negatives: Whether other images' negatives repel too.
+        terms: Which of the losses are summed: ``intra``, ``inter`` or ``both``.
+        targets: Squared norms of all ranks' targets; None where ``products`` hold all.
+        first: Index in all ranks' samples of this rank's first.
+    """
+    layers, batch, groups = products.teacher_dot_hf.shape
+    if groups > LARGEST_ROW:
+        return objective.loss_and_coefficients(
+            products,
+            negatives=negatives,
+            temperature=temperature,
+            faw=faw,
+            fam=fam,
+            shared_negatives=shared_negatives,
+            terms=terms,
+            targets=targets,
+            first=first,
+        )
+    device = products.energy.device
+    inputs = BandProducts(*(field.contiguous() for field in products))
+    target_norm, target_negatives = inputs.teacher_norm_squared[1], inputs.norm_squared
+    if targets is not None:
+        target_norm, target_negatives = (norm.contiguous() for norm in targets)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=device)
+
+    parts, scalars, to_teacher = empty(9, layers, batch), empty(4, layers, batch), empty(layers, batch, groups)
+    to_negative = empty(layers, batch, groups if shared_negatives else 1)
+    with device_guard(device):
+        chosen = upload(negatives, device)
+        objective_kernels.framer_loss_objective_fwd_kernel[(layers, batch)](
+            inputs.energy, inputs.norm_squared, inputs.teacher_energy, inputs.teacher_norm_squared,
+            inputs.teacher_dot_lf, inputs.teacher_dot_hf, inputs.negative_dot_lf, inputs.negative_dot_hf,
+            target_norm, target_negatives, chosen, parts, scalars, to_teacher, to_negative,
+            layers, inputs.energy.shape[1], batch, groups, first, float(temperature),
+            BG=power_of_two(groups), FAW=faw or "none", FAM=fam, INTRA=terms != "inter", INTER=terms != "intra",
+            SHARED=shared_negatives, LOCAL=targets is None, FLOOR=NORM_FLOOR, EPS=ENERGY_EPS, ROUNDING=_ROUNDING,
+            num_warps=1 if groups <= 256 else 4,
+        )  # fmt: skip
+    coefficients = GradientCoefficients(scalars[0], scalars[1], scalars[2], scalars[3], to_teacher, to_negative)
+    return FramerLoss(*parts.unbind()), coefficients
