@@ -27,8 +27,9 @@ CASES: list[list[Any]] = [
     [[2, 64, 28, 48], "float32", "images", "bf16x3"],
     [[2, 64, 64, 64], "bfloat16", "tokens", "bf16x3"],
 ]
-# Statistics of large maps keep two maps' coefficients and matrices of 64 columns: a few registers too many.
-SPILLS = {"64x64": 128, "28x48": 32}
+# Bytes of stack. Large maps: two maps' coefficients and matrices of 64 columns are a few registers too many. Targets:
+# ptxas for sm_100 keeps to 32 registers by moving one number to the stack, with registers to spare.
+SPILLS = {"64x64": 128, "28x48": 32, "targets_bwd": 8}
 
 
 def compiled(target: str, cases: list[list[Any]]) -> list[dict[str, Any]]:
@@ -52,7 +53,7 @@ def check(target: str, cases: list[list[Any]]) -> None:
     }
     wrong = []
     for kernel in kernels:
-        spills = next((limit for size, limit in SPILLS.items() if size in kernel["case"]), 0)
+        spills = next((limit for what, limit in SPILLS.items() if what in kernel["case"] + kernel["kernel"]), 0)
         narrow = "sums" in kernel["kernel"] or "64x64" in kernel["case"] or "ieee" in kernel["case"]
         wide = 0 if narrow else 128
         if kernel["spills"] > spills or kernel["shared"] > SHARED[target] * 1024 or kernel["widest_load"] < wide:
