@@ -217,3 +217,15 @@ def test_cutoffs_from_the_mean_alone_to_almost_everything() -> None:
         expected = everything(features, bands=bands, backend="reference")
         for value, truth in zip(everything(features, bands=bands), expected, strict=True):
             torch.testing.assert_close(value, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_a_dead_channel_has_zero_gradient_also_where_that_of_its_neighbours_is_large() -> None:
+    features = [1e-3 * x for x in maps((2, 4, 8, 8), torch.float32, channels_last=False)]
+    features[0][:, 1] = 0
+    settings = {**DEFINITIONS["radial-magnitude"], "temperature": 0.0075, "faw": None, "fam": False}
+
+    _, gradients = run(features, backend="portable", **settings)
+
+    assert all(x.isfinite().all() for x in gradients)
+    assert gradients[0][:, 1].count_nonzero() == 0
+    assert gradients[0][:, 0].count_nonzero() > 0

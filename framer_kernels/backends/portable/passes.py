@@ -197,7 +197,7 @@ def _write(
             x.high.index_copy_(0, layout.low_rows, x.low)
         else:
             x.high.add_(x.low)
-        high.div_(x.high.clamp_min_(torch.finfo(high.dtype).tiny))
+        x.spectrum.div_(x.high.clamp_min_(torch.finfo(high.dtype).tiny))
         if low is None:
             x.high.index_fill_(0, layout.low_rows, 0)
         else:
