@@ -6,12 +6,12 @@ A backend is a module with the functions of `ProductsBackend`; none imports anot
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Literal, Protocol, cast
 
-import torch
 from torch import Tensor
 
 from framer_kernels.bands import BandSplit
@@ -102,7 +102,7 @@ def choose_backend(
     """The backend for these features.
 
     ``auto`` takes Triton on CUDA and ROCm devices where it can compute what is asked, and the portable backend
-    elsewhere. Where Triton is missing or broken it warns once.
+    elsewhere. Where Triton cannot be imported it warns once.
 
     Args:
         backend: What the caller asked for.
@@ -120,6 +120,8 @@ def choose_backend(
     if backend == "auto" and features.device.type != "cuda":
         return "portable"
     reason = triton_problem()
+    if reason is None and features.device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        reason = f"its kernels run on CUDA and ROCm devices, not on {features.device}"
     if reason is not None:
         if backend == "triton":
             raise ValueError(f"backend='triton': {reason}; backend='portable' computes the same")
@@ -150,10 +152,3 @@ def triton_problem() -> str | None:
 @cache
 def _warn_once(reason: str) -> None:
     warnings.warn(f"framer_kernels computes without fused kernels: {reason}", RuntimeWarning, stacklevel=3)
-
-
-def device_name(device: torch.device) -> str:
-    """The name of a device for people."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return str(device)

@@ -198,6 +198,31 @@ def test_autocast_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_the_callers_matmul_precision_changes_nothing_and_stays(precision: str) -> None:
+    features = maps((2, 16, 32, 32), torch.float32, channels_last=False)
+    expected = everything(features, temperature=0.1)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = everything(features, temperature=0.1)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_triton_on_a_cpu_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    pytest.importorskip("triton")
+    *students, teacher = maps((2, 3, 8, 8), torch.float32, channels_last=False)
+
+    with pytest.raises(ValueError, match="CUDA and ROCm devices, not on cpu"):
+        framer_loss(students, teacher, negatives=NEGATIVES, backend="triton")
+
+
 def test_a_band_of_rounding_errors_counts_as_empty() -> None:
     *students, teacher = [x.float() for x in small_features(height=7, width=9)]
     students[0] = torch.full_like(teacher, 3.1).requires_grad_()

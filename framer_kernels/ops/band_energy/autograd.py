@@ -7,7 +7,7 @@ from torch import Tensor
 
 from framer_kernels.backends import load_backend
 from framer_kernels.bands import BandSplit
-from framer_kernels.precision import autocast_disabled, compute_dtype
+from framer_kernels.precision import compute_dtype, exact_arithmetic
 
 
 @torch.library.custom_op("framer_kernels::band_energy", mutates_args=())
@@ -22,7 +22,7 @@ def band_energy(x: Tensor, teacher: Tensor, bands: str, band_value: float, backe
         backend: ``triton`` or ``portable``.
         precision: As in `framer_kernels.framer_loss`.
     """
-    with autocast_disabled(x.device):
+    with exact_arithmetic(x.device):
         products = load_backend(backend).measure(
             [x],
             teacher,

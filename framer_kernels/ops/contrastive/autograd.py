@@ -16,7 +16,7 @@ from framer_kernels.backends import ProductsBackend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.distributed import GlobalBatch
 from framer_kernels.objective import TargetNorms, loss_and_coefficients
-from framer_kernels.precision import autocast_disabled, compute_dtype
+from framer_kernels.precision import compute_dtype, exact_arithmetic
 from framer_kernels.products import GradientCoefficients
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def contrastive_loss(
     settings = _Settings(
         list(negatives), bands, band_value, representation, shared_negatives, backend, precision, group, group_mode
     )
-    with autocast_disabled(teacher.device):
+    with exact_arithmetic(teacher.device):
         implementation = settings.implementation
         products = implementation.measure(
             maps, teacher, negatives=settings.negatives, shared_negatives=shared_negatives, **settings.common
@@ -233,7 +233,7 @@ def contrastive_loss_backward(
         list(negatives), bands, band_value, representation, shared_negatives, backend, precision, group, group_mode
     )
     layers = len(settings.negatives)
-    with autocast_disabled(teacher.device):
+    with exact_arithmetic(teacher.device):
         implementation = settings.implementation
         scaled = packed * upstream[..., None]
         samples = (scaled.shape[2] - 4) // 2 if shared_negatives else scaled.shape[2] - 5

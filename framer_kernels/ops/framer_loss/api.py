@@ -65,8 +65,9 @@ def framer_loss(
         fam: Whether FAM applies; False for ``a = 1``.
         group: Process group whose samples are in-batch negatives; None takes this process's alone. With a
             group the call is collective, with the same arguments on every rank but for B, which may differ.
-            The loss remains the mean over this rank's samples: where B differs, a mean over the joined batch
-            weighs every rank by its B.
+            So is its backward pass, which every rank must run equally often and in the same order. The loss
+            remains the mean over this rank's samples: where B differs, a mean over the joined batch weighs every
+            rank by its B.
         group_mode: ``gather`` receives all ranks' maps at once; ``ring`` rank by rank, in memory that does not grow
             with their number, and rounds the gradient of features below float32 once a rank. The reference backend
             gathers.

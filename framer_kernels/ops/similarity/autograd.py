@@ -10,7 +10,7 @@ from torch import Tensor
 from framer_kernels.backends import load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.objective import has_direction
-from framer_kernels.precision import NORM_FLOOR, autocast_disabled, compute_dtype
+from framer_kernels.precision import NORM_FLOOR, compute_dtype, exact_arithmetic
 from framer_kernels.products import GradientCoefficients
 
 
@@ -37,7 +37,7 @@ def band_similarity(
         backend: ``triton`` or ``portable``.
         precision: As in `framer_kernels.framer_loss`.
     """
-    with autocast_disabled(x.device):
+    with exact_arithmetic(x.device):
         products = load_backend(backend).measure(
             [x, y],
             teacher,
@@ -99,7 +99,7 @@ def band_similarity_backward(
     """
     to_y, to_x = (packed.view(2, 2, -1) * upstream).unbind()
     nothing = torch.zeros_like(to_y[:1])
-    with autocast_disabled(x.device):
+    with exact_arithmetic(x.device):
         (gradient,) = load_backend(backend).gradients(
             [x, y],
             teacher,
