@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import socket
@@ -21,7 +23,7 @@ Result = TypeVar("Result")
 def start_distributed() -> None:
     """Joins the process group that the launcher set up, or makes one of a single process.
 
-    The backend is NCCL where there are GPUs and gloo otherwise.
+    The backend is NCCL where there are GPUs and gloo otherwise. The group ends with the process.
     """
     if dist.is_initialized():
         return
@@ -39,6 +41,18 @@ def start_distributed() -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
     )
+    atexit.register(_stop_distributed)
+
+
+def _stop_distributed() -> None:
+    """Ends the process group and its threads while Python still runs.
+
+    A gloo thread that frees a tensor after that aborts the process, and a run that succeeded exits with SIGABRT:
+    https://github.com/pytorch/pytorch/pull/179291.
+    """
+    if dist.is_initialized():
+        require("deepspeed", extra="train").comm.destroy_process_group()
+        gc.collect()  # the threads end with the last reference to their group, and DeepSpeed's engine is in cycles
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
