@@ -51,35 +51,48 @@ class TransformConfig:
 
 @dataclass(frozen=True)
 class GradientConfig:
-    """One program writes ``channels`` channels of ``samples`` samples of one layer.
+    """One program writes ``channels`` channels of ``samples`` samples of one layer, ``rows`` rows of them at a time.
 
     Attributes:
-        height: H, padded.
-        width: W, padded.
+        rows: Rows of the maps in a tile.
         samples: Samples of a tile: the teacher is read once for all of them.
         channels: Channels of a tile.
         num_warps: Warps of a program.
     """
 
-    height: int
-    width: int
+    rows: int
     samples: int
     channels: int
     num_warps: int
 
     @classmethod
-    def choose(cls, height: int, width: int, batch: int, item_size: int, precision: str) -> GradientConfig:
-        """As many numbers as registers hold; 16 channels fill whole sectors of tokens, the rest goes to samples."""
-        h, w = power_of_two(height), power_of_two(width)
-        # 64 registers a thread; factors of 4 bytes and matrices of 64 columns need registers too.
-        tile = 16384 if h * w == 1024 and item_size == 2 and precision == "bf16x3" else 8192
+    def choose(
+        cls, padded_width: int, low_coefficients: int, batch: int, item_size: int, precision: str
+    ) -> GradientConfig:
+        """As many numbers as registers hold; 32 bytes of channels fill whole sectors of tokens, the rest goes to samples.
+
+        Args:
+            padded_width: W, padded.
+            low_coefficients: Low coefficients of a map, padded.
+            batch: Samples.
+            item_size: Bytes of a number of the maps.
+            precision: Of the products.
+        """
+        rows = 16
+        # 64 registers a thread for a tile, half as many for its low coefficients.
+        tile = 16384
+        if item_size == 4 or padded_width > 32 or torch.version.hip:
+            # Numbers of 4 bytes take twice the registers while they are loaded, and longer rows of a matrix take more of
+            # them; AMD has 64 KB to change a tile's layout.
+            tile //= 2
+        low_tile = 8192
         if precision == "ieee":
             # Products without matrix units hold both factors in registers.
-            tile //= 4
-        columns = max(1, tile // (h * w))
-        channels = min(16, columns)
+            tile = low_tile = 4096
+        columns = max(1, min(tile // (rows * padded_width), low_tile // low_coefficients))
+        channels = min(32 // item_size, columns)
         samples = min(4, columns // channels, power_of_two(batch, 1))
-        return cls(h, w, samples, channels, warps(256))
+        return cls(rows, samples, channels, warps(256))
 
 
 @dataclass(frozen=True)

@@ -364,11 +364,17 @@ def framer_loss_sums_fwd_kernel(
 
 
 @triton.jit
-def load_weight(p_weight, o_row, m_b, BB: tl.constexpr):
-    """A coefficient of every column: one number where a tile is of one sample."""
-    b_weight = tl.load(p_weight + o_row, mask=m_b, other=0.0)
+def load_weight(p_weight, i_first, step, samples, o_sample, BB: tl.constexpr):
+    """A number for each sample of a tile, spread over the columns; 0 beyond the batch.
+
+    Numbers are loaded one by one: a vector of them would go through shared memory to become a row of the tile.
+    """
+    b_weight = tl.load(p_weight + i_first * step)
     if BB != 1:
-        b_weight = b_weight[None, :]
+        b_weight = tl.where(o_sample == 0, b_weight, 0.0)
+        for k in tl.static_range(1, BB):
+            one = tl.load(p_weight + (i_first + k) * step, mask=k < samples, other=0.0)
+            b_weight = tl.where(o_sample == k, one, b_weight)
     return b_weight
 
 
@@ -388,10 +394,10 @@ def framer_loss_gradients_bwd_kernel(
     p_teacher_lf, p_negative_lf, p_self_lf, p_self_hf, p_teacher_hf, p_negative_hf,
     TEACHER, LAYERS, B, C, G, t_b, t_c, t_h, t_w,
     LH: tl.constexpr, LW: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
-    BB: tl.constexpr, BC: tl.constexpr, TOGETHER: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
-    UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
+    HS: tl.constexpr, BB: tl.constexpr, BC: tl.constexpr, TOGETHER: tl.constexpr, DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the students; columns of a tile are ``(h, sample, channel)``.
+    """Gradients of the students, HS rows of the maps at a time; columns of a tile are ``(h, sample, channel)``.
 
     A row of the plan is ``(student, its negative, gradient)``, indices of maps.
     """
@@ -403,69 +409,71 @@ def framer_loss_gradients_bwd_kernel(
     i_layer = tl.load(p_plan + i_plan * 3)
     i_negative = tl.load(p_plan + i_plan * 3 + 1)
     i_gradient = tl.load(p_plan + i_plan * 3 + 2)
-    o_column = tl.arange(0, HP * BN)
-    o_h = o_column // BN
+    o_column = tl.arange(0, HS * BN)
     o_c = o_column % BC
     o_w = tl.arange(0, WP)[:, None]
-    m_c = (o_h < H) & (i_c + o_c < C)
+    m_c = i_c + o_c < C
     if BB == 1:
         o_b = i_block.to(tl.int64)
-        m_b = i_block < B
-        m_x = (o_w < W) & m_c[None, :]
     else:
         o_b = i_block * BB + (o_column // BC) % BB
-        m_b = o_b < B
-        m_x = (o_w < W) & (m_b & m_c)[None, :]
+        m_c = m_c & (o_b < B)
         o_b = o_b.to(tl.int64)
-    o_row = i_layer * B + o_b
+    o_sample = ((o_column // BC) % BB)[None, :]
+    i_row = i_layer * B + i_block * BB
+    samples = B - i_block * BB
+    p_x, x_b, x_c, x_h, x_w = map_row(p_table, i_layer, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+    p_y, y_b, y_c, y_h, y_w = map_row(p_table, i_negative, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
 
-    # The low band: few rows of the transform, there and back. What is read here is read again below, from the cache,
-    # for registers are what a tile is short of.
+    # The low band of a combination of maps: few rows of the transform. What is read here is read again below, from the
+    # cache, for registers are what a tile is short of.
     o_lw = tl.arange(0, LW)
     o_lh = tl.arange(0, LH)
-    o_hp = tl.arange(0, HP)
+    o_hs = tl.arange(0, HS)
     w_high, w_low = load_basis(p_basis_w, o_lw[:, None], tl.arange(0, WP)[None, :], LW, WP, PRECISION)
-    p_x, r_b, r_c, r_h, r_w = map_row(p_table, i_layer, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
-    p_x = tile_pointers(p_x, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
-    b_x = tl.load(p_x, mask=m_x, other=0.0, eviction_policy="evict_last")
-    b_a = load_weight(p_self_lf, o_row, m_b, BB) - load_weight(p_self_hf, o_row, m_b, BB)
-    b_half = b_a * basis_dot(w_high, w_low, b_x, PRECISION)  # [LW, H*n]
-    p_y, r_b, r_c, r_h, r_w = map_row(p_table, i_negative, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
-    p_y = tile_pointers(p_y, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
-    b_x = tl.load(p_y, mask=m_x, other=0.0, eviction_policy="evict_last")
-    b_a = load_weight(p_negative_lf, o_row, m_b, BB) - load_weight(p_negative_hf, o_row, m_b, BB)
-    b_half += b_a * basis_dot(w_high, w_low, b_x, PRECISION)
-    p_t, r_b, r_c, r_h, r_w = map_row(p_table, TEACHER, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
-    p_t = tile_pointers(p_t, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
-    b_x = tl.load(p_t, mask=m_x, other=0.0)
-    b_a = load_weight(p_teacher_lf, o_row, m_b, BB)
-    b_half += b_a * basis_dot(w_high, w_low, b_x, PRECISION)
-    b_half = swap_sides(b_half, LW, HP, BN)  # [H, LW*n]
-    h_high, h_low = load_basis(p_basis_h, o_lh[:, None], o_hp[None, :], LH, HP, PRECISION)
-    b_k = basis_dot(h_high, h_low, b_half, PRECISION)  # [LH, LW*n]
+    p_t, z_b, z_c, z_h, z_w = map_row(p_table, TEACHER, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
+    a_x = load_weight(p_self_lf, i_row, 1, samples, o_sample, BB) - load_weight(p_self_hf, i_row, 1, samples, o_sample, BB)
+    a_y = load_weight(p_negative_lf, i_row, 1, samples, o_sample, BB) - load_weight(p_negative_hf, i_row, 1, samples, o_sample, BB)
+    a_t = load_weight(p_teacher_lf, i_row, 1, samples, o_sample, BB)
+    b_k = tl.zeros((LH, LW * BN), tl.float32)
+    for i_h in range(0, HP, HS):
+        o_h = i_h + o_column // BN
+        m_x = (o_w < W) & (m_c & (o_h < H))[None, :]
+        p_tile = tile_pointers(p_x, o_b, i_c, o_h, o_c, o_w, x_b, x_c, x_h, x_w, BB)
+        b_v = a_x * tl.load(p_tile, mask=m_x, other=0.0, eviction_policy="evict_last").to(tl.float32)  # [W, HS*n]
+        p_tile = tile_pointers(p_y, o_b, i_c, o_h, o_c, o_w, y_b, y_c, y_h, y_w, BB)
+        b_v += a_y * tl.load(p_tile, mask=m_x, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        p_tile = tile_pointers(p_t, o_b, i_c, o_h, o_c, o_w, z_b, z_c, z_h, z_w, BB)
+        b_v += a_t * tl.load(p_tile, mask=m_x, other=0.0).to(tl.float32)
+        b_half = swap_sides(basis_dot(w_high, w_low, b_v, PRECISION), LW, HS, BN)  # [HS, LW*n]
+        h_high, h_low = load_basis(p_basis_h, o_lh[:, None], i_h + o_hs[None, :], LH, HP, PRECISION)
+        b_k += basis_dot(h_high, h_low, b_half, PRECISION)
     b_mask = tl.load(p_mask + o_lh[:, None] * LW + (tl.arange(0, LW * BN) // BN)[None, :])
     b_k = tl.where(b_mask != 0, b_k, 0.0)
-    h_high, h_low = load_basis(p_basis_h, o_lh[None, :], o_hp[:, None], LH, HP, PRECISION)
-    b_half = swap_sides(basis_dot(h_high, h_low, b_k, PRECISION), HP, LW, BN)  # [LW, H*n]
 
-    # Keeps loads from moving up, where registers are scarce.
-    tl.debug_barrier()
-    b_hf = load_weight(p_self_hf, o_row, m_b, BB)
-    b_out = (H * W) * b_hf * tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)  # [W, H*n]
-    b_hf = load_weight(p_negative_hf, o_row, m_b, BB)
-    b_out += (H * W) * b_hf * tl.load(p_y, mask=m_x, other=0.0).to(tl.float32)
-    p_t = p_high + i_c.to(tl.int64) * t_c + ((o_h * t_h + o_c * t_c)[None, :] + o_w * t_w)
-    m_t = (o_w < W) & m_c[None, :]
-    for i_g in range(G):
-        b_a = load_weight(p_teacher_hf, o_row * G + i_g, m_b, BB)
-        b_out += b_a * tl.load(p_t, mask=m_t, other=0.0).to(tl.float32)
-        p_t += t_b
-    w_high, w_low = load_basis(p_basis_w, o_lw[None, :], o_w, LW, WP, PRECISION)
-    b_out += basis_dot(w_high, w_low, b_half, PRECISION)
-
+    a_x = (H * W) * load_weight(p_self_hf, i_row, 1, samples, o_sample, BB)
+    a_y = (H * W) * load_weight(p_negative_hf, i_row, 1, samples, o_sample, BB)
     p_g, r_b, r_c, r_h, r_w = map_row(p_table, i_gradient, g_b, g_c, g_h, g_w, DTYPE, ALIGNED, UNIFORM)
-    p_g = tile_pointers(p_g, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
-    tl.store(p_g, b_out.to(DTYPE), mask=m_x)
+    for i_h in range(0, HP, HS):
+        o_h = i_h + o_column // BN
+        m_h = (o_h < H)[None, :]
+        m_x = (o_w < W) & m_c[None, :] & m_h
+        p_tile = tile_pointers(p_x, o_b, i_c, o_h, o_c, o_w, x_b, x_c, x_h, x_w, BB)
+        b_out = a_x * tl.load(p_tile, mask=m_x, other=0.0).to(tl.float32)  # [W, HS*n]
+        p_tile = tile_pointers(p_y, o_b, i_c, o_h, o_c, o_w, y_b, y_c, y_h, y_w, BB)
+        b_out += a_y * tl.load(p_tile, mask=m_x, other=0.0).to(tl.float32)
+        p_tile = p_high + i_c.to(tl.int64) * t_c + ((o_h * t_h + o_c * t_c)[None, :] + o_w * t_w)
+        m_t = (o_w < W) & (i_c + o_c < C)[None, :] & m_h
+        for i_g in range(G):
+            b_a = load_weight(p_teacher_hf + i_g, i_row, G, samples, o_sample, BB)
+            b_out += b_a * tl.load(p_tile, mask=m_t, other=0.0).to(tl.float32)
+            p_tile += t_b
+        k_high, k_low = load_basis(p_basis_h, o_lh[None, :], i_h + o_hs[:, None], LH, HP, PRECISION)
+        b_half = swap_sides(basis_dot(k_high, k_low, b_k, PRECISION), HS, LW, BN)  # [LW, HS*n]
+        k_high, k_low = load_basis(p_basis_w, o_lw[None, :], o_w, LW, WP, PRECISION)
+        b_out += basis_dot(k_high, k_low, b_half, PRECISION)
+        p_tile = tile_pointers(p_g, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
+        tl.store(p_tile, b_out.to(DTYPE), mask=m_x)
 
 
 @triton.jit

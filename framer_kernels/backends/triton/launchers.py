@@ -21,6 +21,7 @@ from framer_kernels.backends.triton.configs import (
     SumConfig,
     TargetConfig,
     TransformConfig,
+    power_of_two,
 )
 from framer_kernels.backends.triton.tables import ForwardTables, forward_tables, low_tables
 from framer_kernels.bands import BandSplit
@@ -330,8 +331,10 @@ def gradients(
     if not wanted:
         return [None] * len(negatives)
     channels_last = is_channels_last(teacher)
-    config = GradientConfig.choose(height, width, batch, teacher.element_size(), precision)
-    tables = low_tables(height, width, config.height, config.width, bands, precision, teacher.device)
+    tables = low_tables(height, width, power_of_two(height), power_of_two(width), bands, precision, teacher.device)
+    config = GradientConfig.choose(
+        power_of_two(width), tables.rows_h * tables.rows_w, batch, teacher.element_size(), precision
+    )
     table, gradient_table = MapTable.of([*maps, teacher]), MapTable.of(list(made.values()))
     meta = {
         "DTYPE": _DTYPES[teacher.dtype], "ALIGNED": table.aligned and gradient_table.aligned,
@@ -359,8 +362,8 @@ def gradients(
             rows, plan_rows, *table.strides, *gradient_table.strides, high, tables.basis_h, tables.basis_w, tables.mask,
             *fields, count, len(wanted), batch, channels, batch,
             *_packed_strides(channels_last, channels, height, width),
-            LH=tables.rows_h, LW=tables.rows_w, H=height, W=width, HP=config.height, WP=config.width,
-            BB=config.samples, BC=config.channels, TOGETHER=together, PRECISION=precision,
+            LH=tables.rows_h, LW=tables.rows_w, H=height, W=width, HP=power_of_two(height), WP=power_of_two(width),
+            HS=config.rows, BB=config.samples, BC=config.channels, TOGETHER=together, PRECISION=precision,
             num_warps=config.num_warps, num_stages=1, **meta,
         )  # fmt: skip
         if shared_negatives:
