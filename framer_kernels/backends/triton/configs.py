@@ -50,6 +50,40 @@ class TransformConfig:
 
 
 @dataclass(frozen=True)
+class StatisticsConfig:
+    """One program measures ``channels`` channels of one sample of many maps, in some rows of their quadrants.
+
+    Attributes:
+        height: H, padded.
+        width: W, padded.
+        rows: Rows of the maps that are read at a time.
+        frequencies: Rows of each quadrant.
+        channels: Channels of a tile.
+        num_warps: Warps of a program.
+    """
+
+    height: int
+    width: int
+    rows: int
+    frequencies: int
+    channels: int
+    num_warps: int
+
+    @classmethod
+    def choose(cls, height: int, width: int, item_size: int, precision: str) -> StatisticsConfig:
+        """Channels are at least 16 bytes of tokens; of larger maps a program takes fewer frequencies."""
+        # Half of the rows are cosines: matrix units want 16 of them.
+        h, w = power_of_two(height, 32), power_of_two(width, 32)
+        if precision == "ieee":
+            # Products without matrix units hold both factors in registers.
+            return cls(h, w, 16, 16, 128 // w, warps(256))
+        # A map's four quadrants and its neighbour's are kept, in 128 registers a thread: the fewer warps, the less
+        # often the matrices are read from shared memory.
+        rows = 32 if w == 32 and item_size == 2 else 16
+        return cls(h, w, rows, 16, 4 if w == 64 and item_size == 4 else 8, warps(4 * w))
+
+
+@dataclass(frozen=True)
 class GradientConfig:
     """One program writes ``channels`` channels of ``samples`` samples of one layer, ``rows`` rows of them at a time.
 
@@ -69,7 +103,7 @@ class GradientConfig:
     def choose(
         cls, padded_width: int, low_coefficients: int, batch: int, item_size: int, precision: str
     ) -> GradientConfig:
-        """As many numbers as registers hold; 32 bytes of channels fill whole sectors of tokens, the rest goes to samples.
+        """As many numbers as registers hold: 32 bytes of channels fill whole sectors of tokens, then samples.
 
         Args:
             padded_width: W, padded.
@@ -82,8 +116,8 @@ class GradientConfig:
         # 64 registers a thread for a tile, half as many for its low coefficients.
         tile = 16384
         if item_size == 4 or padded_width > 32 or torch.version.hip:
-            # Numbers of 4 bytes take twice the registers while they are loaded, and longer rows of a matrix take more of
-            # them; AMD has 64 KB to change a tile's layout.
+            # Numbers of 4 bytes take twice the registers while they are loaded, and longer rows of a matrix take
+            # more of them; AMD has 64 KB to change a tile's layout.
             tile //= 2
         low_tile = 8192
         if precision == "ieee":
@@ -115,8 +149,9 @@ class ProductConfig:
 
     @classmethod
     def choose(cls, rows: int, targets: int) -> ProductConfig:
-        """Many rows, so that the high-passed teacher is read few times."""
-        return cls(min(64, power_of_two(rows)), min(64, power_of_two(targets)), 64, warps(128), 1024)
+        """Many rows, so that the high-passed teacher is read few times; few of them need few numbers in flight."""
+        tile = min(64, power_of_two(rows))
+        return cls(tile, min(64, power_of_two(targets)), 32 if tile == 16 else 64, warps(128), 1024)
 
 
 @dataclass(frozen=True)
@@ -144,4 +179,4 @@ class TargetConfig:
     @classmethod
     def choose(cls, *, channels_last: bool) -> TargetConfig:
         """Long along the axis that is contiguous."""
-        return cls(16, 64, warps(128)) if channels_last else cls(64, 16, warps(128))
+        return cls(32, 64, warps(128)) if channels_last else cls(64, 32, warps(128))

@@ -111,6 +111,42 @@ def inverse(b_cc, b_cs, b_sc, b_ss, p_basis_h, p_basis_w, HP: tl.constexpr, WP: 
 
 
 @triton.jit
+def transform_rows(p_map, s_c, s_h, s_w, i_c, C, i_k, p_basis_h, p_basis_w, H: tl.constexpr, W: tl.constexpr,
+                   HP: tl.constexpr, WP: tl.constexpr, HS: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+                   PRECISION: tl.constexpr):  # fmt: skip
+    """BK rows of each quadrant from row ``i_k`` on, ``[BK, WP/2 * n]``; reads HS rows of the map at a time."""
+    HH: tl.constexpr = HP // 2
+    HW: tl.constexpr = WP // 2
+    o_kw = tl.arange(0, HW)[:, None]
+    o_k = i_k + tl.arange(0, BK)[:, None]
+    o_wp = tl.arange(0, WP)[None, :]
+    o_column = tl.arange(0, HS * BC)
+    o_c = o_column % BC
+    o_w = tl.arange(0, WP)[:, None]
+    b_cc = tl.zeros((BK, HW * BC), tl.float32)
+    b_cs = tl.zeros((BK, HW * BC), tl.float32)
+    b_sc = tl.zeros((BK, HW * BC), tl.float32)
+    b_ss = tl.zeros((BK, HW * BC), tl.float32)
+    p_map += i_c.to(tl.int64) * s_c
+    for i_h in range(0, HP, HS):
+        o_h = i_h + o_column // BC
+        m_x = (o_w < W) & ((o_h < H) & (i_c + o_c < C))[None, :]
+        b_x = tl.load(p_map + (o_w * s_w + (o_h * s_h + o_c * s_c)[None, :]), mask=m_x, other=0.0)  # [W, HS*n]
+        o_hs = i_h + tl.arange(0, HS)[None, :]
+        c_high, c_low = load_basis(p_basis_h, o_k, o_hs, HP, HP, PRECISION)
+        s_high, s_low = load_basis(p_basis_h, HH + o_k, o_hs, HP, HP, PRECISION)
+        w_high, w_low = load_basis(p_basis_w, o_kw, o_wp, WP, WP, PRECISION)
+        b_half = swap_sides(basis_dot(w_high, w_low, b_x, PRECISION), HW, HS, BC)  # [HS, W/2*n]
+        b_cc += basis_dot(c_high, c_low, b_half, PRECISION)
+        b_sc += basis_dot(s_high, s_low, b_half, PRECISION)
+        w_high, w_low = load_basis(p_basis_w, HW + o_kw, o_wp, WP, WP, PRECISION)
+        b_half = swap_sides(basis_dot(w_high, w_low, b_x, PRECISION), HW, HS, BC)
+        b_cs += basis_dot(c_high, c_low, b_half, PRECISION)
+        b_ss += basis_dot(s_high, s_low, b_half, PRECISION)
+    return b_cc, b_cs, b_sc, b_ss
+
+
+@triton.jit
 def load_tile(p_map, s_c, s_h, s_w, i_c, C, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
               BC: tl.constexpr):  # fmt: skip
     o_column = tl.arange(0, HP * BC)
@@ -123,9 +159,9 @@ def load_tile(p_map, s_c, s_h, s_w, i_c, C, H: tl.constexpr, W: tl.constexpr, HP
 
 
 @triton.jit
-def load_flags(p_flags, HH: tl.constexpr, HW: tl.constexpr, BC: tl.constexpr):
-    """Bit q of a coefficient is set where quadrant q (cc, cs, sc, ss) is in the low band."""
-    return tl.load(p_flags + tl.arange(0, HH)[:, None] * HW + (tl.arange(0, HW * BC) // BC)[None, :])
+def load_flags(p_flags, i_k, BK: tl.constexpr, HW: tl.constexpr, BC: tl.constexpr):
+    """Bit q of a coefficient is set where quadrant q (cc, cs, sc, ss) is in the low band; BK rows from ``i_k`` on."""
+    return tl.load(p_flags + (i_k + tl.arange(0, BK))[:, None] * HW + (tl.arange(0, HW * BC) // BC)[None, :])
 
 
 @triton.jit
@@ -143,9 +179,9 @@ def band_products(b_flags, a_cc, a_cs, a_sc, a_ss, b_cc, b_cs, b_sc, b_ss):
 
 
 @triton.jit
-def band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, HH: tl.constexpr, HW: tl.constexpr, BC: tl.constexpr):
-    """Sums over the whole spectrum of ``|F|`` in the two bands."""
-    o_h = tl.arange(0, HH)[:, None]
+def band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, i_k, BK: tl.constexpr, HW: tl.constexpr, BC: tl.constexpr):
+    """Sums over the whole spectrum of ``|F|`` in the two bands; BK rows of the quadrants from ``i_k`` on."""
+    o_h = i_k + tl.arange(0, BK)[:, None]
     o_w = (tl.arange(0, HW * BC) // BC)[None, :]
     m_row = (o_h == 0) & (o_w >= 0)
     m_column = (o_w == 0) & (o_h >= 0)
@@ -173,10 +209,10 @@ def band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, HH: tl.constexpr, HW: tl.co
 
 
 @triton.jit
-def low_pointers(p_low, i_b, i_c, C, LH: tl.constexpr, LW: tl.constexpr, HH: tl.constexpr, HW: tl.constexpr,
+def low_pointers(p_low, i_b, i_c, C, i_k, LH: tl.constexpr, LW: tl.constexpr, BK: tl.constexpr, HW: tl.constexpr,
                  BC: tl.constexpr):  # fmt: skip
     """Where the first quadrant's low coefficients are kept, ``[B, 4, LH, LW, C]``, and which of a tile are."""
-    o_kh = tl.arange(0, HH)[:, None]
+    o_kh = i_k + tl.arange(0, BK)[:, None]
     o_column = tl.arange(0, HW * BC)
     o_kw = (o_column // BC)[None, :]
     o_c = (i_c + o_column % BC)[None, :]
@@ -186,12 +222,12 @@ def low_pointers(p_low, i_b, i_c, C, LH: tl.constexpr, LW: tl.constexpr, HH: tl.
 @triton.jit
 def framer_loss_teacher_fwd_kernel(
     p_table, i_map, s_b, s_c, s_h, s_w, p_basis_h, p_basis_w, p_flags, p_high, p_low, p_sums,
-    B, C, t_b, t_c, t_h, t_w, SUMS, FIRST, scale_lf, scale_hf,
+    B, C, t_b, t_c, t_h, t_w, scale_lf, scale_hf,
     LH: tl.constexpr, LW: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
     BC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):  # fmt: skip
-    """High-passed map; with statistics also its low coefficients, and its energies and squared norms from ``FIRST``."""
+    """High-passed map; with statistics also its low coefficients, energies and squared norms."""
     HH: tl.constexpr = HP // 2
     HW: tl.constexpr = WP // 2
     i_chunk, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -199,16 +235,16 @@ def framer_loss_teacher_fwd_kernel(
     p_map, r_b, r_c, r_h, r_w = map_row(p_table, i_map, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
     b_x = load_tile(p_map + i_b * r_b, r_c, r_h, r_w, i_c, C, H, W, HP, WP, BC)
     b_cc, b_cs, b_sc, b_ss = transform(b_x, p_basis_h, p_basis_w, HP, WP, BC, PRECISION)
-    b_flags = load_flags(p_flags, HH, HW, BC)
+    b_flags = load_flags(p_flags, 0, HH, HW, BC)
     if STATISTICS:
-        e_lf, e_hf = band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, HH, HW, BC)
+        e_lf, e_hf = band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, 0, HH, HW, BC)
         n_lf, n_hf = band_products(b_flags, b_cc, b_cs, b_sc, b_ss, b_cc, b_cs, b_sc, b_ss)
-        p_out = p_sums + i_chunk.to(tl.int64) * SUMS + FIRST + i_b
+        p_out = p_sums + i_chunk.to(tl.int64) * 4 * B + i_b
         tl.store(p_out, e_lf * scale_lf)
         tl.store(p_out + B, e_hf * scale_hf)
         tl.store(p_out + 2 * B, n_lf)
         tl.store(p_out + 3 * B, n_hf)
-        p_out, m_out = low_pointers(p_low, i_b, i_c, C, LH, LW, HH, HW, BC)
+        p_out, m_out = low_pointers(p_low, i_b, i_c, C, 0, LH, LW, HH, HW, BC)
         tl.store(p_out, b_cc, mask=m_out)
         tl.store(p_out + LH * LW * C, b_cs, mask=m_out)
         tl.store(p_out + 2 * LH * LW * C, b_sc, mask=m_out)
@@ -232,37 +268,42 @@ def framer_loss_statistics_fwd_kernel(
     p_table, p_steps, s_b, s_c, s_h, s_w, p_basis_h, p_basis_w, p_flags, p_low, p_sums,
     B, C, MAPS, LAYERS, STEPS, PER_PROGRAM, SUMS, scale_lf, scale_hf,
     LH: tl.constexpr, LW: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
-    BC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
+    HS: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
+    UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Energies, norms and low product with the teacher of every map, and products of maps that are neighbours.
 
     A step is ``(map, whether it is measured here, layer whose pair ends here or -1)``.
     """
-    HH: tl.constexpr = HP // 2
     HW: tl.constexpr = WP // 2
-    i_chunk, i_segment, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    i_c = i_chunk * BC
-    p_sums += i_chunk.to(tl.int64) * SUMS
-    y_cc = tl.zeros((HH, HW * BC), tl.float32)
-    y_cs = tl.zeros((HH, HW * BC), tl.float32)
-    y_sc = tl.zeros((HH, HW * BC), tl.float32)
-    y_ss = tl.zeros((HH, HW * BC), tl.float32)
-    for i_step in range(i_segment * PER_PROGRAM, tl.minimum((i_segment + 1) * PER_PROGRAM, STEPS)):
+    PARTS: tl.constexpr = HP // 2 // BK
+    i_part, i_segment, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_c = i_part // PARTS * BC
+    i_k = i_part % PARTS * BK
+    p_sums += i_part.to(tl.int64) * SUMS
+    y_cc = tl.zeros((BK, HW * BC), tl.float32)
+    y_cs = tl.zeros((BK, HW * BC), tl.float32)
+    y_sc = tl.zeros((BK, HW * BC), tl.float32)
+    y_ss = tl.zeros((BK, HW * BC), tl.float32)
+    first = i_segment * PER_PROGRAM
+    # Matrices that were loaded before the loop would stay in registers, which are scarce.
+    for i_step in tl.range(first, tl.minimum(first + PER_PROGRAM, STEPS), disable_licm=True):
         i_map = tl.load(p_steps + i_step * 3)
         measured = tl.load(p_steps + i_step * 3 + 1)
         i_pair = tl.load(p_steps + i_step * 3 + 2)
         p_map, r_b, r_c, r_h, r_w = map_row(p_table, i_map, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
-        b_x = load_tile(p_map + i_b * r_b, r_c, r_h, r_w, i_c, C, H, W, HP, WP, BC)
-        b_cc, b_cs, b_sc, b_ss = transform(b_x, p_basis_h, p_basis_w, HP, WP, BC, PRECISION)
+        b_cc, b_cs, b_sc, b_ss = transform_rows(
+            p_map + i_b * r_b, r_c, r_h, r_w, i_c, C, i_k, p_basis_h, p_basis_w, H, W, HP, WP, HS, BK, BC, PRECISION
+        )
         tl.debug_barrier()
-        b_flags = load_flags(p_flags, HH, HW, BC)
+        b_flags = load_flags(p_flags, i_k, BK, HW, BC)
         if i_pair >= 0:
             d_lf, d_hf = band_products(b_flags, y_cc, y_cs, y_sc, y_ss, b_cc, b_cs, b_sc, b_ss)
             p_out = p_sums + (4 * MAPS + LAYERS + i_pair) * B + i_b
             tl.store(p_out, d_lf)
             tl.store(p_out + LAYERS * B, d_hf)
         if measured != 0:
-            e_lf, e_hf = band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, HH, HW, BC)
+            e_lf, e_hf = band_magnitudes(b_flags, b_cc, b_cs, b_sc, b_ss, i_k, BK, HW, BC)
             n_lf, n_hf = band_products(b_flags, b_cc, b_cs, b_sc, b_ss, b_cc, b_cs, b_sc, b_ss)
             p_out = p_sums + i_map * B + i_b
             tl.store(p_out, e_lf * scale_lf)
@@ -270,7 +311,7 @@ def framer_loss_statistics_fwd_kernel(
             tl.store(p_out + 2 * MAPS * B, n_lf)
             tl.store(p_out + 3 * MAPS * B, n_hf)
             if i_map < LAYERS:
-                p_t, m_t = low_pointers(p_low, i_b, i_c, C, LH, LW, HH, HW, BC)
+                p_t, m_t = low_pointers(p_low, i_b, i_c, C, i_k, LH, LW, BK, HW, BC)
                 m_cc = m_t & ((b_flags & 1) != 0)
                 m_cs = m_t & ((b_flags & 2) != 0)
                 m_sc = m_t & ((b_flags & 4) != 0)
@@ -340,27 +381,31 @@ def framer_loss_products_fwd_kernel(
 
 
 @triton.jit
-def framer_loss_sums_fwd_kernel(
-    p_out, p_first, p_second, FIRST_SIZE, FIRST_PARTS, SECOND_SIZE, SECOND_PARTS, FIRST_BLOCKS,
-    BR: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """Sums over the parts of two arrays ``[parts, size]``, one result after the other."""
-    i_block = tl.program_id(0)
-    second = i_block >= FIRST_BLOCKS
-    p_in = tl.where(second, p_second, p_first)
-    size = tl.where(second, SECOND_SIZE, FIRST_SIZE)
-    parts = tl.where(second, SECOND_PARTS, FIRST_PARTS)
-    p_out += tl.where(second, FIRST_SIZE, 0)
-    i_block -= tl.where(second, FIRST_BLOCKS, 0)
-    o_row = i_block * BR + tl.arange(0, BR)[None, :]
+def sum_parts(p_out, p_in, size, parts, i_block, BR: tl.constexpr, BK: tl.constexpr):
+    """BR of the sums over the parts of an array ``[parts, size]``."""
+    o_row = i_block * BR + tl.arange(0, BR)
     o_part = tl.arange(0, BK)[:, None]
     b_sum = tl.zeros((BK, BR), tl.float32)
     for i_part in range(0, parts, BK):
-        m_in = (i_part + o_part < parts) & (o_row < size)
-        b_sum += tl.load(p_in + (i_part + o_part).to(tl.int64) * size + o_row, mask=m_in, other=0.0)
-    b_out = tl.sum(b_sum, axis=0)
-    o_out = i_block * BR + tl.arange(0, BR)
-    tl.store(p_out + o_out, b_out, mask=o_out < size)
+        m_in = (i_part + o_part < parts) & (o_row < size)[None, :]
+        b_sum += tl.load(p_in + (i_part + o_part).to(tl.int64) * size + o_row[None, :], mask=m_in, other=0.0)
+    tl.store(p_out + o_row, tl.sum(b_sum, axis=0), mask=o_row < size)
+
+
+@triton.jit
+def framer_loss_sums_fwd_kernel(
+    p_out, p_1, p_2, p_3, SIZE_1, PARTS_1, SIZE_2, PARTS_2, SIZE_3, PARTS_3, BR: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
+    """Sums over the parts of three arrays, one result after the other."""
+    i_block = tl.program_id(0)
+    first = tl.cdiv(SIZE_1, BR)
+    second = first + tl.cdiv(SIZE_2, BR)
+    if i_block < first:
+        sum_parts(p_out, p_1, SIZE_1, PARTS_1, i_block, BR, BK)
+    elif i_block < second:
+        sum_parts(p_out + SIZE_1, p_2, SIZE_2, PARTS_2, i_block - first, BR, BK)
+    else:
+        sum_parts(p_out + SIZE_1 + SIZE_2, p_3, SIZE_3, PARTS_3, i_block - second, BR, BK)
 
 
 @triton.jit
@@ -432,8 +477,10 @@ def framer_loss_gradients_bwd_kernel(
     o_hs = tl.arange(0, HS)
     w_high, w_low = load_basis(p_basis_w, o_lw[:, None], tl.arange(0, WP)[None, :], LW, WP, PRECISION)
     p_t, z_b, z_c, z_h, z_w = map_row(p_table, TEACHER, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
-    a_x = load_weight(p_self_lf, i_row, 1, samples, o_sample, BB) - load_weight(p_self_hf, i_row, 1, samples, o_sample, BB)
-    a_y = load_weight(p_negative_lf, i_row, 1, samples, o_sample, BB) - load_weight(p_negative_hf, i_row, 1, samples, o_sample, BB)
+    a_x = load_weight(p_self_lf, i_row, 1, samples, o_sample, BB)
+    a_x -= load_weight(p_self_hf, i_row, 1, samples, o_sample, BB)
+    a_y = load_weight(p_negative_lf, i_row, 1, samples, o_sample, BB)
+    a_y -= load_weight(p_negative_hf, i_row, 1, samples, o_sample, BB)
     a_t = load_weight(p_teacher_lf, i_row, 1, samples, o_sample, BB)
     b_k = tl.zeros((LH, LW * BN), tl.float32)
     for i_h in range(0, HP, HS):

@@ -18,6 +18,7 @@ from framer_kernels.backends.triton.configs import (
     LARGEST_SIDE,
     GradientConfig,
     ProductConfig,
+    StatisticsConfig,
     SumConfig,
     TargetConfig,
     TransformConfig,
@@ -148,25 +149,25 @@ def _high_pass(
     precision: str,
     channels_last: bool,
     dtype: torch.dtype,
-    sums: Tensor | None = None,
-    first: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """High-passed map ``index`` of the table, and with ``sums`` its low coefficients and sums."""
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """High-passed map ``index`` of the table; its low coefficients and parts of its sums, empty unless asked for."""
     batch, channels, height, width = x.shape
     config, tables = _forward(x, bands, precision)
     chunks = triton.cdiv(channels, config.channels)
     high = torch.empty(batch * channels * height * width, dtype=dtype, device=x.device)
-    low_size = 0 if sums is None else batch * 4 * tables.low_h * tables.low_w * channels
-    low = torch.empty(low_size, dtype=torch.float32, device=x.device)
+    asked = int(statistics)
+    low = torch.empty(asked * batch * 4 * tables.low_h * tables.low_w * channels, dtype=torch.float32, device=x.device)
+    sums = torch.empty(asked * chunks, 4 * batch, dtype=torch.float32, device=x.device)
     kernels.framer_loss_teacher_fwd_kernel[(chunks, batch)](
-        rows, index, *table.strides, tables.basis_h, tables.basis_w, tables.flags, high, low,
-        low if sums is None else sums, batch, channels, *_packed_strides(channels_last, channels, height, width),
-        0 if sums is None else sums.shape[1], first, *(scale / channels for scale in tables.energy_scales),
+        rows, index, *table.strides, tables.basis_h, tables.basis_w, tables.flags, high, low, sums,
+        batch, channels, *_packed_strides(channels_last, channels, height, width),
+        *(scale / channels for scale in tables.energy_scales),
         LH=tables.low_h, LW=tables.low_w, H=height, W=width, HP=config.height, WP=config.width, BC=config.channels,
-        PRECISION=precision, STATISTICS=sums is not None, num_warps=config.num_warps, num_stages=1,
+        PRECISION=precision, STATISTICS=statistics, num_warps=config.num_warps, num_stages=1,
         **_meta(table, x.dtype),
     )  # fmt: skip
-    return high, low
+    return high, low, sums
 
 
 def _partial_products(
@@ -199,13 +200,16 @@ def _partial_products(
     return sums
 
 
-def _sum_parts(first: Tensor, second: Tensor) -> Tensor:
-    """Sums of two arrays ``[parts, size]`` over their parts, one after the other."""
+def _sum_parts(*arrays: Tensor) -> Tensor:
+    """Sums of up to three arrays ``[parts, size]`` over their parts, one after the other."""
     config = SumConfig.choose()
-    out = torch.empty(first.shape[1] + second.shape[1], dtype=torch.float32, device=first.device)
-    blocks = [triton.cdiv(x.shape[1], config.results) for x in (first, second)]
-    kernels.framer_loss_sums_fwd_kernel[(sum(blocks),)](
-        out, first, second, first.shape[1], first.shape[0], second.shape[1], second.shape[0], blocks[0],
+    nothing = arrays[0][:, :0]
+    first, second, third = (*arrays, nothing, nothing)[:3]
+    sizes = [x.shape[1] for x in (first, second, third)]
+    out = torch.empty(sum(sizes), dtype=torch.float32, device=first.device)
+    blocks = sum(triton.cdiv(size, config.results) for size in sizes)
+    kernels.framer_loss_sums_fwd_kernel[(blocks,)](
+        out, first, second, third, *(n for x in (first, second, third) for n in (x.shape[1], x.shape[0])),
         BR=config.results, BK=config.parts, num_warps=config.num_warps,
     )  # fmt: skip
     return out
@@ -239,39 +243,42 @@ def measure(
     batch, channels = teacher.shape[:2]
     count, layers = len(maps), len(negatives)
     channels_last = is_channels_last(teacher)
-    config, tables = _forward(teacher, bands, precision)
-    chunks = triton.cdiv(channels, config.channels)
-    walk = Walk.over(negatives, count, max(1, _WALKS // (batch * chunks)))
+    height, width = teacher.shape[2:]
+    config = StatisticsConfig.choose(height, width, teacher.element_size(), precision)
+    tables = forward_tables(height, width, config.height, config.width, bands, precision, teacher.device)
+    programs = triton.cdiv(channels, config.channels) * (config.height // 2 // config.frequencies)
+    walk = Walk.over(negatives, count, max(1, _WALKS // (batch * programs)))
     table = MapTable.of([*maps, teacher])
-    sizes = [2 * count * batch, 2 * count * batch, layers * batch, layers * batch, layers * batch, 2 * batch, 2 * batch]
+    sizes = [2 * count * batch, 2 * count * batch, layers * batch, layers * batch, layers * batch]
     with device_guard(teacher.device):
         numbers = upload([*table.rows, *(n for step in walk.steps for n in step), *range(layers)], teacher.device)
         rows, steps, chosen = parts(numbers, [len(table.rows), 3 * len(walk.steps), layers])
-        sums = torch.empty(chunks, sum(sizes), dtype=torch.float32, device=teacher.device)
-        high, low = _high_pass(
+        high, low, teacher_sums = _high_pass(
             teacher, table, rows, count, bands=bands, precision=precision, channels_last=channels_last,
-            dtype=torch.float32, sums=sums, first=sum(sizes[:5]),
+            dtype=torch.float32, statistics=True,
         )  # fmt: skip
-        kernels.framer_loss_statistics_fwd_kernel[(chunks, walk.programs, batch)](
+        sums = torch.empty(programs, sum(sizes), dtype=torch.float32, device=teacher.device)
+        kernels.framer_loss_statistics_fwd_kernel[(programs, walk.programs, batch)](
             rows, steps, *table.strides, tables.basis_h, tables.basis_w, tables.flags, low, sums, batch, channels,
             count, layers, len(walk.steps), walk.length, sums.shape[1],
             *(scale / channels for scale in tables.energy_scales), LH=tables.low_h, LW=tables.low_w,
-            H=teacher.shape[2], W=teacher.shape[3], HP=config.height, WP=config.width, BC=config.channels,
-            PRECISION=precision, num_warps=config.num_warps, num_stages=1, **_meta(table, teacher.dtype),
+            H=height, W=width, HP=config.height, WP=config.width, HS=config.rows, BK=config.frequencies,
+            BC=config.channels, PRECISION=precision, num_warps=config.num_warps, num_stages=1,
+            **_meta(table, teacher.dtype),
         )  # fmt: skip
         products = _partial_products(
             teacher, table, rows, chosen, high, batch, channels_last=channels_last, precision=precision
         )
-        out = _sum_parts(sums, products)
+        out = _sum_parts(sums, teacher_sums, products)
         energy, norms, dot_lf, pair_lf, pair_hf, teacher_energy, teacher_norms, dot_hf = parts(
-            out, [*sizes, layers * batch * batch]
+            out, [*sizes, 2 * batch, 2 * batch, layers * batch * batch]
         )
         negative_dot_hf = pair_hf.view(layers, batch, 1)
         if shared_negatives:
             negative_dot_hf = torch.empty(layers, batch, batch, dtype=torch.float32, device=teacher.device)
             for j in sorted(set(negatives)):
                 like = [i for i in range(layers) if negatives[i] == j]
-                high, _ = _high_pass(
+                high, *_ = _high_pass(
                     maps[j], table, rows, j, bands=bands, precision=precision, channels_last=channels_last,
                     dtype=torch.float32,
                 )  # fmt: skip
@@ -353,7 +360,7 @@ def gradients(
         rows, plan_rows = parts(numbers, [len(table.rows) + len(gradient_table.rows), len(plan)])
         # Where gradients are rounded to bf16 the targets may be, and their traffic halves.
         scratch = torch.bfloat16 if teacher.dtype == torch.bfloat16 else torch.float32
-        high, _ = _high_pass(
+        high, *_ = _high_pass(
             teacher, table, rows, count, bands=bands, precision=precision, channels_last=channels_last, dtype=scratch
         )
         together = math.gcd(triton.cdiv(channels, config.channels), 4)
@@ -405,14 +412,14 @@ def cross_products(
     with device_guard(targets.device):
         numbers = upload([*table.rows, *target_table.rows, *range(len(maps))], targets.device)
         rows, target_rows, chosen = parts(numbers, [len(table.rows), len(target_table.rows), len(maps)])
-        high, _ = _high_pass(
+        high, *_ = _high_pass(
             targets, target_table, target_rows, 0, bands=bands, precision=precision, channels_last=channels_last,
             dtype=torch.float32,
         )  # fmt: skip
         products = _partial_products(
             maps[0], table, rows, chosen, high, len(targets), channels_last=channels_last, precision=precision
         )
-        return _sum_parts(products, products[:, :0]).view(len(maps), len(teacher), len(targets))
+        return _sum_parts(products).view(len(maps), len(teacher), len(targets))
 
 
 def add_cross_gradients(
@@ -466,7 +473,7 @@ def _add_targets(
     plan = [n for k, i in enumerate(chosen) for n in (i, k)]
     numbers = upload([*target_table.rows, *table.rows, *plan], targets.device)
     target_rows, rows, plan_rows = parts(numbers, [len(target_table.rows), len(table.rows), len(plan)])
-    high, _ = _high_pass(
+    high, *_ = _high_pass(
         targets, target_table, target_rows, 0, bands=bands, precision=precision, channels_last=channels_last,
         dtype=torch.float32,
     )  # fmt: skip

@@ -26,10 +26,12 @@ CASES: list[list[Any]] = [
     [[4, 64, 8, 8], "float16", "tokens", "bf16x3"],
     [[2, 64, 28, 48], "float32", "images", "bf16x3"],
     [[2, 64, 64, 64], "bfloat16", "tokens", "bf16x3"],
+    [[16, 64, 64, 64], "float32", "tokens", "tf32"],
+    [[5, 40, 13, 24], "float16", "images", "tf32"],
 ]
-# Bytes of stack. Large maps: two maps' coefficients and matrices of 64 columns are a few registers too many. Targets:
-# ptxas for sm_100 keeps to 32 registers by moving one number to the stack, with registers to spare.
-SPILLS = {"64x64": 128, "28x48": 32, "targets_bwd": 8}
+# Of loads that are narrower than 128 bits for a reason, the width: the sums are few numbers; a program transforms two
+# channels of the teacher at 64 x 64, for all its coefficients are kept in registers.
+NARROW = {"sums_fwd": 32, "64x64-bfloat16-tokens-bf16x3 framer_loss_teacher_fwd": 32}
 
 
 def compiled(target: str, cases: list[list[Any]]) -> list[dict[str, Any]]:
@@ -53,10 +55,9 @@ def check(target: str, cases: list[list[Any]]) -> None:
     }
     wrong = []
     for kernel in kernels:
-        spills = next((limit for what, limit in SPILLS.items() if what in kernel["case"] + kernel["kernel"]), 0)
-        narrow = "sums" in kernel["kernel"] or "64x64" in kernel["case"] or "ieee" in kernel["case"]
-        wide = 0 if narrow else 128
-        if kernel["spills"] > spills or kernel["shared"] > SHARED[target] * 1024 or kernel["widest_load"] < wide:
+        name = f"{kernel['case']} {kernel['kernel']}"
+        wide = next((width for what, width in NARROW.items() if what in name), 128)
+        if kernel["spills"] or kernel["shared"] > SHARED[target] * 1024 or kernel["widest_load"] < wide:
             wrong.append(kernel)
     assert wrong == []
 
