@@ -48,8 +48,8 @@ class PackedAxis:
             edge_scale: Factor of the edge rows.
             interior_scale: Factor of the interior rows.
         """
-        x = torch.arange(self.length, dtype=torch.float64)
-        k = torch.tensor(self.frequencies, dtype=torch.float64)
+        x = torch.arange(self.length, dtype=torch.float64, device="cpu")
+        k = torch.tensor(self.frequencies, dtype=torch.float64, device="cpu")
         # Whole periods are taken out before the product leaves the exact integers.
         angle = 2 * torch.pi * torch.remainder(k[:, None] * x, self.length) / self.length
         rows = self.edges + self.interior

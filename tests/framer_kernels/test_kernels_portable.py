@@ -42,7 +42,7 @@ def maps(shape: tuple[int, ...], dtype: torch.dtype, *, channels_last: bool, see
 def run(features: list[Tensor], **settings: Any) -> tuple[list[Tensor], list[Tensor]]:
     *students, teacher = [x.detach().requires_grad_(x.is_floating_point()) for x in features]
     out = framer_loss(students, teacher, negatives=NEGATIVES, **settings)
-    upstream = torch.linspace(0.5, 1.5, 4, dtype=out.loss.dtype)
+    upstream = torch.linspace(0.5, 1.5, 4, dtype=out.loss.dtype, device="cpu")
     return [field.detach() for field in out], list(torch.autograd.grad((out.loss * upstream).sum(), students))
 
 
@@ -132,7 +132,7 @@ def test_some_students_frozen() -> None:
         students[i].requires_grad_()
 
     out = framer_loss(students, teacher, negatives=NEGATIVES)
-    upstream = torch.linspace(0.5, 1.5, 4, dtype=out.loss.dtype)
+    upstream = torch.linspace(0.5, 1.5, 4, dtype=out.loss.dtype, device="cpu")
     found = torch.autograd.grad((out.loss * upstream).sum(), [students[0], students[2]])
 
     assert torch.equal(found[0], expected[0])
@@ -254,3 +254,15 @@ def test_a_dead_channel_has_zero_gradient_also_where_that_of_its_neighbours_is_l
     assert all(x.isfinite().all() for x in gradients)
     assert gradients[0][:, 1].count_nonzero() == 0
     assert gradients[0][:, 0].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("definition", ["radial-complex", "radial-magnitude", "quantile-magnitude"])
+def test_the_default_device_does_not_matter(definition: str) -> None:
+    features = maps((2, 3, 10, 6), torch.float32, channels_last=False)
+    expected = everything(features, backend="portable", **DEFINITIONS[definition])
+    layout._made_once.cache_clear()
+
+    with torch.device("meta"):
+        found = everything(features, backend="portable", **DEFINITIONS[definition])
+
+    assert all(torch.equal(a, b.to(a.device)) for a, b in zip(expected, found, strict=True))

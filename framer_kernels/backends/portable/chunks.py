@@ -24,7 +24,7 @@ class Chunks:
     """
 
     def __init__(self, teacher: Tensor, bands: BandSplit, representation: Representation) -> None:
-        self.layout = SpectrumLayout(teacher, bands, representation)
+        self.layout = SpectrumLayout.of(teacher, bands, representation)
         self._teacher = teacher
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._thresholds = self._quantiles() if bands.kind == "quantile" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -31,14 +32,29 @@ class SpectrumLayout:
     are such that sums over rows of vectors are sums over the whole spectrum.
 
     Args:
-        like: A map ``[B, C, H, W]``: size, device and dtype.
+        size: C, H and W of a map.
+        device: The maps'.
+        dtype: Of the computation.
         bands: Division into bands.
         representation: What the cosine compares.
     """
 
-    def __init__(self, like: Tensor, bands: BandSplit, representation: Representation) -> None:
-        _, self.channels, self.height, self.width = like.shape
-        self.device, self.dtype = like.device, compute_dtype(like.dtype)
+    @classmethod
+    def of(cls, like: Tensor, bands: BandSplit, representation: Representation) -> SpectrumLayout:
+        """The layout of maps like this one, made once: to make it takes as long as to transform a few small maps."""
+        size = (like.shape[1], like.shape[2], like.shape[3])
+        return _made_once(size, like.device, compute_dtype(like.dtype), bands, representation)
+
+    def __init__(
+        self,
+        size: tuple[int, int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+        bands: BandSplit,
+        representation: Representation,
+    ) -> None:
+        self.channels, self.height, self.width = size
+        self.device, self.dtype = device, dtype
         self.bands, self.representation = bands, representation
         # Where both bands treat F(k_h, k_w) and F(-k_h, k_w) alike, the packed coefficients themselves are the vectors.
         self.packed = representation == "complex" and bands.kind == "radial"
@@ -86,3 +102,16 @@ class SpectrumLayout:
         count = min(self.channels, max(1, -(-self.channels * channel_bytes // limit)))
         bounds = [self.channels * i // count for i in range(count + 1)]
         return (slice(start, stop) for start, stop in pairwise(bounds))
+
+
+@lru_cache(maxsize=64)
+def _made_once(
+    size: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    bands: BandSplit,
+    representation: Representation,
+) -> SpectrumLayout:
+    # Whatever torch.set_default_device says.
+    with torch.device("cpu"):
+        return SpectrumLayout(size, device, dtype, bands, representation)

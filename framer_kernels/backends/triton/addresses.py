@@ -22,7 +22,7 @@ def device_guard(device: torch.device) -> AbstractContextManager[object]:
 
 def upload(values: Sequence[int], device: torch.device) -> Tensor:
     """Whole numbers as an int64 tensor on the device, without waiting for it."""
-    host = torch.tensor(list(values), dtype=torch.int64)
+    host = torch.tensor(list(values), dtype=torch.int64, device="cpu")
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)

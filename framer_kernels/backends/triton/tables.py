@@ -78,7 +78,7 @@ def forward_tables(
     mask = bands.radial_mask(height, width, torch.device("cpu"))
     basis_h, frequencies_h = _quadrants(PackedAxis(height), padded_h)
     basis_w, frequencies_w = _quadrants(PackedAxis(width), padded_w)
-    flags = torch.zeros(padded_h // 2, padded_w // 2, dtype=torch.int32)
+    flags = torch.zeros(padded_h // 2, padded_w // 2, dtype=torch.int32, device="cpu")
     for quadrant in range(4):
         for row, k_h in enumerate(frequencies_h[quadrant // 2]):
             for column, k_w in enumerate(frequencies_w[quadrant % 2]):
@@ -104,7 +104,7 @@ def low_tables(
     """Tables of a size, made once."""
     mask = bands.radial_mask(height, width, torch.device("cpu"))
     axes = [PackedAxis(height), PackedAxis(width)]
-    frequencies = [torch.tensor(axis.frequencies) for axis in axes]
+    frequencies = [torch.tensor(axis.frequencies, device="cpu") for axis in axes]
     by_coefficient = mask[frequencies[0][:, None], frequencies[1]]
     bases: list[Tensor] = []
     kept: list[Tensor] = []
@@ -116,6 +116,6 @@ def low_tables(
         bases.append(_rounded(out, precision, device))
         kept.append(rows)
     rows_h, rows_w = (basis.shape[1] for basis in bases)
-    low = torch.zeros(rows_h, rows_w, dtype=torch.int32)
+    low = torch.zeros(rows_h, rows_w, dtype=torch.int32, device="cpu")
     low[: len(kept[0]), : len(kept[1])] = by_coefficient[kept[0][:, None], kept[1]].int()
     return LowTables(bases[0], bases[1], low.to(device), rows_h, rows_w)

@@ -27,7 +27,7 @@ CASES: list[list[Any]] = [
     [[2, 64, 28, 48], "float32", "images", "bf16x3"],
     [[2, 64, 64, 64], "bfloat16", "tokens", "bf16x3"],
     [[16, 64, 64, 64], "float32", "tokens", "tf32"],
-    [[5, 40, 13, 24], "float16", "images", "tf32"],
+    [[5, 64, 13, 24], "float16", "tokens", "tf32"],
 ]
 # Of loads that are narrower than 128 bits for a reason, the width: the sums are few numbers; a program transforms two
 # channels of the teacher at 64 x 64, for all its coefficients are kept in registers.
