@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from framer_kernels import reference, validation
-from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
 from framer_kernels.distributed import CommonSettings, GlobalBatch, group_name
 from framer_kernels.ops.contrastive import autograd
@@ -55,8 +54,7 @@ def intra_contrastive_loss(
     """
     _check(student, teacher, negative, bands, representation, backend, precision)
     temperature = validation.check_temperature(temperature)
-    chosen = choose_backend(backend, student, bands=bands, representation=representation)
-    if chosen != "reference":
+    if backend != "reference":
         losses: Tensor = autograd.contrastive_loss(
             [student, negative.detach()],
             teacher.detach(),
@@ -69,7 +67,7 @@ def intra_contrastive_loss(
             "",
             False,
             "intra",
-            chosen,
+            backend,
             precision,
             "",
             "gather",
@@ -133,15 +131,7 @@ def inter_contrastive_loss(
     validation.check_group_mode(group_mode)
     name = group_name(group)
     differentiated = torch.is_grad_enabled() and student.requires_grad
-    chosen = choose_backend(
-        backend,
-        student,
-        bands=bands,
-        representation=representation,
-        shared_negatives=shared_negatives,
-        group=bool(name),
-    )
-    if chosen != "reference":
+    if backend != "reference":
         losses: Tensor = autograd.contrastive_loss(
             [student, negative.detach()],
             teacher.detach(),
@@ -154,7 +144,7 @@ def inter_contrastive_loss(
             "",
             False,
             "inter",
-            chosen,
+            backend,
             precision,
             name,
             group_mode,

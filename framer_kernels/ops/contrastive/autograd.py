@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from framer_kernels.backends import ProductsBackend, load_backend
+from framer_kernels.backends import BackendName, choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.distributed import CommonSettings, GlobalBatch
 from framer_kernels.objective import TargetNorms, loss_and_coefficients
@@ -53,9 +53,15 @@ class _Settings(NamedTuple):
     def process_group(self) -> ProcessGroup | None:
         return _resolved(self.group) if self.group else None
 
-    @property
-    def implementation(self) -> ProductsBackend:
-        return load_backend(self.backend)
+    def backend_for(self, teacher: Tensor) -> BackendName:
+        return choose_backend(
+            self.backend,
+            teacher,
+            bands=self.split,
+            representation=self.representation,  # type: ignore[arg-type]
+            shared_negatives=self.shared_negatives,
+            group=bool(self.group),
+        )
 
     @property
     def common(self) -> dict[str, Any]:
@@ -115,20 +121,20 @@ def contrastive_loss(
         faw: As in `framer_loss`; empty for None.
         fam: As in `framer_loss`.
         terms: ``both``, ``intra`` or ``inter``.
-        backend: ``triton`` or ``portable``.
+        backend: ``auto``, ``triton`` or ``portable``.
         precision: As in `framer_loss`.
         group: Name of the process group; empty for this process alone.
         group_mode: As in `framer_loss`.
         differentiated: Whether a student needs a gradient, which cannot be seen from inside an operator.
 
     Raises:
-        ValueError: The ranks of the group differ in what they compute.
+        ValueError: Triton was asked for and cannot compute this, or the ranks of the group differ in what they compute.
     """
     settings = _Settings(
         list(negatives), bands, band_value, representation, shared_negatives, backend, precision, group, group_mode
     )
     with exact_arithmetic(teacher.device):
-        implementation = settings.implementation
+        implementation = load_backend(settings.backend_for(teacher))
         products = implementation.measure(
             maps, teacher, negatives=settings.negatives, shared_negatives=shared_negatives, **settings.common
         )
@@ -274,7 +280,7 @@ def contrastive_loss_backward(
     )
     layers = len(settings.negatives)
     with exact_arithmetic(teacher.device):
-        implementation = settings.implementation
+        implementation = load_backend(settings.backend_for(teacher))
         scaled = packed * upstream[..., None]
         samples = (scaled.shape[2] - 4) // 2 if shared_negatives else scaled.shape[2] - 5
         teacher_hf, negative_hf = scaled[:, :, 4:].split_with_sizes([samples, scaled.shape[2] - 4 - samples], dim=2)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from framer_kernels import reference, validation
-from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
 from framer_kernels.distributed import CommonSettings, GlobalBatch, group_name
 from framer_kernels.ops.contrastive import autograd
@@ -99,15 +98,7 @@ def framer_loss(
     validation.check_precision(precision)
     name = group_name(group)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in students)
-    chosen = choose_backend(
-        backend,
-        teacher,
-        bands=bands,
-        representation=representation,
-        shared_negatives=shared_negatives,
-        group=bool(name),
-    )
-    if chosen != "reference":
+    if backend != "reference":
         losses, diagnostics, _, _ = autograd.contrastive_loss(
             list(students),
             teacher.detach(),
@@ -120,7 +111,7 @@ def framer_loss(
             faw or "",
             fam,
             "both",
-            chosen,
+            backend,
             precision,
             name,
             group_mode,
