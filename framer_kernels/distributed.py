@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from framer_kernels.bands import BandSplit
 from framer_kernels.types import GroupMode
 
 if TYPE_CHECKING:
@@ -36,6 +38,25 @@ def group_name(group: ProcessGroup | None) -> str:
     return str(group.group_name) if dist.get_world_size(group) > 1 else ""
 
 
+class CommonSettings(NamedTuple):
+    """What every rank of a group must have alike, or one waits for another that never comes."""
+
+    operation: str
+    """The public function."""
+    negatives: tuple[int, ...]
+    """One for every layer."""
+    bands: BandSplit
+    representation: str
+    temperature: float
+    shared_negatives: bool
+    faw: str | None
+    fam: bool
+    reference: bool
+    """Whether the backend is the reference. The others exchange the same among themselves."""
+    precision: str
+    group_mode: str
+
+
 class RemoteSamples(NamedTuple):
     """Maps of other ranks."""
 
@@ -60,29 +81,46 @@ class GlobalBatch:
     rank: int
 
     @classmethod
-    def of(cls, features: Tensor, group: ProcessGroup | None) -> GlobalBatch:
+    def of(
+        cls, features: Tensor, group: ProcessGroup | None, settings: CommonSettings, *, differentiated: bool
+    ) -> GlobalBatch:
         """Learn the batch sizes of all ranks. With a group the call is collective and waits for the device.
 
         Args:
             features: ``[B, C, H, W]``, this rank's teacher. B may differ from rank to rank.
             group: The process group, or None.
+            settings: What this rank is about to compute.
+            differentiated: Whether a student of this rank needs a gradient.
 
         Raises:
             TypeError: ``group`` is no process group, or not one that this process belongs to.
-            ValueError: C, H or W differ between ranks. Raised on all of them, so that none is left waiting.
+            ValueError: C, H, W, the dtype, the settings or ``differentiated`` differ between ranks. Raised on all of
+                them, so that none is left waiting.
         """
         if group is None:
             return cls(None, (features.shape[0],), 0)
         check_group(group)
-        shape = torch.tensor(features.shape, dtype=torch.int64, device=features.device)
-        gathered = [torch.empty_like(shape) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(gathered, shape, group=group)
-        shapes: list[list[int]] = torch.stack(gathered).tolist()
-        if any(other[1:] != shapes[0][1:] for other in shapes):
-            raise ValueError(
-                f"features must have the same C, H and W on every rank of the group, got [B, C, H, W] by rank: {shapes}"
-            )
-        return cls(group, tuple(other[0] for other in shapes), dist.get_rank(group))
+        alike = {"dtype": features.dtype, **settings._asdict()}
+        numbers = [*features.shape, int(differentiated), *map(_stable_hash, alike.values())]
+        sent = torch.tensor(numbers, dtype=torch.int64, device=features.device)
+        gathered = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(gathered, sent, group=group)
+        by_rank: list[list[int]] = torch.stack(gathered).tolist()
+        _check_agreement(by_rank, alike)
+        return cls(group, tuple(numbers[0] for numbers in by_rank), dist.get_rank(group))
+
+    @classmethod
+    def known(cls, features: Tensor, group: ProcessGroup | None, sizes: Tensor) -> GlobalBatch:
+        """That of an earlier call of `of`, without another exchange.
+
+        Args:
+            features: As in `of`.
+            group: As in `of`.
+            sizes: Number of samples on every rank, on the CPU; not read without a group.
+        """
+        if group is None:
+            return cls(None, (features.shape[0],), 0)
+        return cls(group, tuple(sizes.tolist()), dist.get_rank(group))
 
     @property
     def first(self) -> int:
@@ -166,3 +204,36 @@ class GlobalBatch:
             ]
         )
         return works, arriving
+
+
+def _stable_hash(value: object) -> int:
+    """A number of 64 bits that is the same in every process, as `hash` of a string is not."""
+    return int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:8], "big", signed=True)
+
+
+def _check_agreement(by_rank: list[list[int]], alike: dict[str, object]) -> None:
+    """Raises on all ranks or on none, for all look at the same numbers.
+
+    Args:
+        by_rank: Of every rank B, C, H, W, whether a gradient is needed, and the hashes of ``alike``.
+        alike: This rank's values, for the message.
+    """
+    shapes = [numbers[:4] for numbers in by_rank]
+    if any(shape[1:] != shapes[0][1:] for shape in shapes):
+        raise ValueError(
+            f"features must have the same C, H and W on every rank of the group, got [B, C, H, W] by rank: {shapes}"
+        )
+    hashes = [numbers[5:] for numbers in by_rank]
+    differing = []
+    for k, (name, value) in enumerate(alike.items()):
+        others = [rank for rank, row in enumerate(hashes) if row[k] != hashes[0][k]]
+        if others:
+            differing.append(f"{name} (other ranks than 0: {others}; on this rank: {value!r})")
+    if differing:
+        raise ValueError(f"all ranks of the group must compute the same, but they differ in {', '.join(differing)}")
+    needs = [bool(numbers[4]) for numbers in by_rank]
+    if any(needs) and not all(needs):
+        raise ValueError(
+            "students need a gradient on some ranks of the group and not on others, which would wait for the backward "
+            f"pass of these for ever; a gradient is needed, by rank: {needs}"
+        )

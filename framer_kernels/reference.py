@@ -9,7 +9,6 @@ are taken to be valid; the public functions check them and say what the argument
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,10 +17,6 @@ from framer_kernels.bands import BandSplit
 from framer_kernels.distributed import GlobalBatch
 from framer_kernels.precision import ENERGY_EPS, NORM_FLOOR, compute_dtype
 from framer_kernels.types import BandPair, FawMode, FramerLoss, Representation
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
 
 # Symbols: spectra, masks, vectors
 
@@ -152,10 +147,9 @@ def framer_loss(
     shared_negatives: bool,
     faw: FawMode | None,
     fam: bool,
-    group: ProcessGroup | None,
+    batch: GlobalBatch,
 ) -> FramerLoss:
     """``L_i`` of every layer and its parts. Every map is transformed once."""
-    batch = GlobalBatch.of(teacher, group)
     teacher_spectrum = spectrum(teacher.detach())
     masks = band_masks(bands, teacher_spectrum)
     targets = unit_vectors(band_vectors(teacher_spectrum, masks, representation))
@@ -247,10 +241,9 @@ def inter_contrastive_loss(
     representation: Representation,
     temperature: float,
     shared_negatives: bool,
-    group: ProcessGroup | None,
+    batch: GlobalBatch,
 ) -> Tensor:
     """InterCL, ``[B]``."""
-    batch = GlobalBatch.of(teacher, group)
     query, targets, units = _low_and_high(student, teacher, negative, bands, representation)
     in_batch = in_batch_cosine(query.hf, batch.gather(targets.hf), batch.first)
     if shared_negatives:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Literal, Protocol, cast
 
+import torch
 from torch import Tensor
 
 from framer_kernels.bands import BandSplit
 from framer_kernels.products import BandProducts, GradientCoefficients
-from framer_kernels.types import Backend, Representation
+from framer_kernels.types import Representation
 
-BackendName = Literal["triton", "portable", "reference"]
+BackendName = Literal["triton", "portable"]
 
 
 class ProductsBackend(Protocol):
@@ -91,7 +92,7 @@ def load_backend(name: str) -> ProductsBackend:
 
 
 def choose_backend(
-    backend: Backend,
+    backend: str,
     features: Tensor,
     *,
     bands: BandSplit,
@@ -102,10 +103,11 @@ def choose_backend(
     """The backend for these features.
 
     ``auto`` takes Triton on CUDA and ROCm devices where it can compute what is asked, and the portable backend
-    elsewhere. Where Triton cannot be imported it warns once.
+    elsewhere. Where Triton cannot be imported, or its kernels do not run, it warns once. Operators call this when they
+    run, not when they are traced.
 
     Args:
-        backend: What the caller asked for.
+        backend: ``auto``, ``triton`` or ``portable``.
         features: One of the maps.
         bands: Division into bands.
         representation: What the cosine compares.
@@ -115,40 +117,65 @@ def choose_backend(
     Raises:
         ValueError: ``triton`` was asked for and cannot compute this; the message says why.
     """
-    if backend in ("portable", "reference"):
-        return cast(BackendName, backend)
-    if backend == "auto" and features.device.type != "cuda":
+    gpu = _is_gpu(features.device)
+    if backend == "portable" or (backend == "auto" and not gpu):
         return "portable"
-    reason = triton_problem()
-    if reason is None and features.device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
-        reason = f"its kernels run on CUDA and ROCm devices, not on {features.device}"
-    if reason is not None:
-        if backend == "triton":
-            raise ValueError(f"backend='triton': {reason}; backend='portable' computes the same")
-        _warn_once(reason)
-        return "portable"
-    from framer_kernels.backends import triton
+    problem = unsupported = None
+    if not gpu and not os.environ.get("TRITON_INTERPRET"):
+        problem = f"its kernels run on CUDA and ROCm devices, not on {features.device}"
+    elif (problem := _import_problem()) is None:
+        from framer_kernels.backends import triton
 
-    reason = triton.supports(
-        features, bands=bands, representation=representation, shared_negatives=shared_negatives, group=group
-    )
-    if reason is None:
+        unsupported = triton.supports(
+            features, bands=bands, representation=representation, shared_negatives=shared_negatives, group=group
+        )
+        problem = None if unsupported else _launch_problem(features.device)
+    if problem is None and unsupported is None:
         return "triton"
     if backend == "triton":
-        raise ValueError(f"backend='triton': {reason}; backend='portable' computes the same")
+        raise ValueError(f"backend='triton': {problem or unsupported}; backend='portable' computes the same")
+    if problem is not None:
+        _warn_once(problem)
     return "portable"
 
 
+def triton_problem(device: torch.device) -> str | None:
+    """Why Triton cannot be used on a device; None if a kernel was compiled and ran there.
+
+    Args:
+        device: A CUDA or ROCm device, or with Triton's interpreter the CPU.
+    """
+    return _import_problem() or _launch_problem(device)
+
+
+def _is_gpu(device: torch.device) -> bool:
+    # ROCm devices are called cuda, too.
+    return device.type == "cuda"
+
+
 @cache
-def triton_problem() -> str | None:
-    """Why Triton cannot be used on this machine; None if it can be imported."""
+def _import_problem() -> str | None:
     try:
         importlib.import_module("framer_kernels.backends.triton")
     except Exception as error:  # a broken installation may raise anything
-        return f"Triton cannot be imported ({type(error).__name__}: {error})"
+        return f"Triton cannot be imported ({_brief(error)})"
     return None
 
 
 @cache
+def _launch_problem(device: torch.device) -> str | None:
+    try:
+        importlib.import_module("framer_kernels.backends.triton.probe").run(device)
+    except Exception as error:  # of a C compiler, of ptxas, of the driver
+        return f"Triton's kernels do not run ({_brief(error)})"
+    return None
+
+
+def _brief(error: Exception) -> str:
+    # Compilers print pages.
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+@cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(f"framer_kernels computes without fused kernels: {reason}", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"framer_kernels computes without fused kernels: {reason}", RuntimeWarning, stacklevel=2)

@@ -175,7 +175,7 @@ def _print_verdict(rows: Sequence[_Row], device: torch.device) -> int:
             continue
         failed = True
     if device.type == "cuda":
-        problem = triton_problem()
+        problem = triton_problem(device)
         if problem is not None:
             print(f"note  triton was not tested: {problem}")
     else:

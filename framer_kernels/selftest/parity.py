@@ -80,7 +80,7 @@ def subjects(device: torch.device) -> list[Subject]:
     """What there is to test on a device."""
     narrow = [torch.float32, torch.bfloat16]
     found = [Subject("portable", dtype) for dtype in (torch.float64, *narrow)]
-    if device.type == "cuda" and triton_problem() is None:
+    if device.type == "cuda" and triton_problem(device) is None:
         found.append(Subject("triton", torch.float32, "ieee"))
         found.extend(Subject("triton", dtype) for dtype in (*narrow, torch.float16))
     # The definition in its own dtypes is the measure of the others, and exact in float64.

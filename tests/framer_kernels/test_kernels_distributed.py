@@ -14,7 +14,8 @@ from kernel_cases import DEFINITIONS, NEGATIVES, small_features
 from torch import Tensor
 
 from framer_kernels import framer_loss, inter_contrastive_loss
-from framer_kernels.distributed import GlobalBatch
+from framer_kernels.bands import DEFAULT_BANDS
+from framer_kernels.distributed import CommonSettings, GlobalBatch
 
 SPLITS = {2: [(2, 2), (1, 3)], 3: [(2, 1, 3)], 4: [(1, 2, 1, 3)]}
 """Sizes of the ranks' batches, by number of ranks."""
@@ -140,10 +141,15 @@ def test_compiled_with_a_group(ranks: list[dict[Any, Any]]) -> None:
 
 
 def ring_worker(rank: int, folder: str, world_size: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
     try:
         own = torch.full((2, 1, 4, 4), float(rank))
-        batch = GlobalBatch.of(own, dist.group.WORLD)
+        settings = CommonSettings(
+            "framer_loss", (1, 0), DEFAULT_BANDS, "complex", 1.0, False, None, True, False, "ieee", "ring"
+        )
+        batch = GlobalBatch.of(own, dist.group.WORLD, settings, differentiated=False)
         alive: list[Any] = []
         most = 0
         owners = []

@@ -27,17 +27,28 @@ def test_opcheck_of_the_loss(definition: Any, shared: bool) -> None:
     bands = definition["bands"]
     settings = (NEGATIVES, bands.kind, bands.value, definition["representation"])
     rest = ("portable", "ieee", "", "gather")
+    sizes = torch.empty(0, dtype=torch.int64)
 
     torch.library.opcheck(
         contrastive_operator.contrastive_loss,
-        (students, teacher, *settings, 0.5, shared, "absolute", True, "both", *rest),
+        (students, teacher, *settings, 0.5, shared, "absolute", True, "both", *rest, True),
     )
-    _, _, packed = contrastive_operator.contrastive_loss(
-        students, teacher, *settings, 0.5, shared, "", True, "both", *rest
+    _, _, packed, _ = contrastive_operator.contrastive_loss(
+        students, teacher, *settings, 0.5, shared, "", True, "both", *rest, True
     )
     torch.library.opcheck(
         contrastive_operator.contrastive_loss_backward,
-        (torch.rand(4, 2), [x.detach() for x in students], teacher, packed.detach(), [0, 3], *settings, shared, *rest),
+        (
+            torch.rand(4, 2),
+            [x.detach() for x in students],
+            teacher,
+            packed.detach(),
+            sizes,
+            [0, 3],
+            *settings,
+            shared,
+            *rest,
+        ),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from framer_kernels import reference, validation
-from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
 from framer_kernels.ops.band_energy import autograd
 from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
@@ -45,11 +44,10 @@ def band_energy(
     validation.check_bands(bands, has_teacher=teacher is not None)
     validation.check_backend(backend)
     validation.check_precision(precision)
-    chosen = choose_backend(backend, x, bands=bands, representation="complex")
-    if chosen != "reference":
+    if backend != "reference":
         mask_source = x if teacher is None else teacher
         energies = autograd.band_energy(
-            x.detach(), mask_source.detach(), bands.kind, float(bands.value), chosen, precision
+            x.detach(), mask_source.detach(), bands.kind, float(bands.value), backend, precision
         )
         return BandPair(*energies.unbind())
     with autocast_disabled(x.device):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from framer_kernels.backends import load_backend
+from framer_kernels.backends import choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.precision import compute_dtype, exact_arithmetic
 
@@ -19,15 +19,20 @@ def band_energy(x: Tensor, teacher: Tensor, bands: str, band_value: float, backe
         teacher: Like ``x``; quantile bands are taken from it.
         bands: Kind of the `BandSplit`.
         band_value: Its value.
-        backend: ``triton`` or ``portable``.
+        backend: ``auto``, ``triton`` or ``portable``.
         precision: As in `framer_kernels.framer_loss`.
+
+    Raises:
+        ValueError: Triton was asked for and cannot compute this.
     """
+    split = BandSplit(bands, band_value)  # type: ignore[arg-type]
+    name = choose_backend(backend, x, bands=split, representation="complex")
     with exact_arithmetic(x.device):
-        products = load_backend(backend).measure(
+        products = load_backend(name).measure(
             [x],
             teacher,
             negatives=[0],  # with itself: kernels take one layer at least
-            bands=BandSplit(bands, band_value),  # type: ignore[arg-type]
+            bands=split,
             representation="complex",
             shared_negatives=False,
             precision=precision,

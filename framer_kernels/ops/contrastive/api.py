@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from framer_kernels import reference, validation
-from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
-from framer_kernels.distributed import group_name
+from framer_kernels.distributed import CommonSettings, GlobalBatch, group_name
 from framer_kernels.ops.contrastive import autograd
 from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
 from framer_kernels.types import Backend, GroupMode, Precision, Representation
@@ -54,8 +54,7 @@ def intra_contrastive_loss(
     """
     _check(student, teacher, negative, bands, representation, backend, precision)
     temperature = validation.check_temperature(temperature)
-    chosen = choose_backend(backend, student, bands=bands, representation=representation)
-    if chosen != "reference":
+    if backend != "reference":
         losses: Tensor = autograd.contrastive_loss(
             [student, negative.detach()],
             teacher.detach(),
@@ -68,10 +67,11 @@ def intra_contrastive_loss(
             "",
             False,
             "intra",
-            chosen,
+            backend,
             precision,
             "",
             "gather",
+            False,
         )[0]
         return losses[0]
     with autocast_disabled(student.device):
@@ -111,7 +111,7 @@ def inter_contrastive_loss(
         temperature: Above 0.
         shared_negatives: Whether the other images' ``negative`` maps repel too.
         group: Process group whose samples are in-batch negatives; None takes this process's alone. With a
-            group the call is collective, and B may differ from rank to rank.
+            group the call is collective, as in `framer_loss`, and so is its backward pass.
         group_mode: ``gather`` receives all ranks' maps at once; ``ring`` rank by rank, in memory that does not grow
             with their number. The reference backend gathers.
         backend: ``auto`` (Triton on CUDA and ROCm, else portable), ``triton``, ``portable`` or ``reference``.
@@ -122,23 +122,16 @@ def inter_contrastive_loss(
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: A shape, dtype or device does not match, a number is out of range, or a name is not among
-            the allowed ones.
+        ValueError: A shape, dtype or device does not match, a number is out of range, a name is not among the
+            allowed ones, or the ranks of ``group`` differ in what they compute (raised on all of them).
     """
     _check(student, teacher, negative, bands, representation, backend, precision)
     temperature = validation.check_temperature(temperature)
     validation.check_flag("shared_negatives", shared_negatives)
     validation.check_group_mode(group_mode)
     name = group_name(group)
-    chosen = choose_backend(
-        backend,
-        student,
-        bands=bands,
-        representation=representation,
-        shared_negatives=shared_negatives,
-        group=bool(name),
-    )
-    if chosen != "reference":
+    differentiated = torch.is_grad_enabled() and student.requires_grad
+    if backend != "reference":
         losses: Tensor = autograd.contrastive_loss(
             [student, negative.detach()],
             teacher.detach(),
@@ -151,12 +144,27 @@ def inter_contrastive_loss(
             "",
             False,
             "inter",
-            chosen,
+            backend,
             precision,
             name,
             group_mode,
+            differentiated,
         )[0]
         return losses[0]
+    common = CommonSettings(
+        operation="inter_contrastive_loss",
+        negatives=(1,),
+        bands=BandSplit(bands.kind, float(bands.value)),
+        representation=representation,
+        temperature=temperature,
+        shared_negatives=shared_negatives,
+        faw=None,
+        fam=False,
+        reference=True,
+        precision=precision,
+        group_mode=group_mode,
+    )
+    batch = GlobalBatch.of(teacher, group, common, differentiated=differentiated)
     with autocast_disabled(student.device):
         return reference.inter_contrastive_loss(
             student,
@@ -166,7 +174,7 @@ def inter_contrastive_loss(
             representation=representation,
             temperature=temperature,
             shared_negatives=shared_negatives,
-            group=group,
+            batch=batch,
         )
 
 

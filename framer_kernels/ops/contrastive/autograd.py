@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from framer_kernels.backends import ProductsBackend, load_backend
+from framer_kernels.backends import BackendName, choose_backend, load_backend
 from framer_kernels.bands import BandSplit
-from framer_kernels.distributed import GlobalBatch
+from framer_kernels.distributed import CommonSettings, GlobalBatch
 from framer_kernels.objective import TargetNorms, loss_and_coefficients
 from framer_kernels.precision import compute_dtype, exact_arithmetic
 from framer_kernels.products import GradientCoefficients
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 DIAGNOSTICS = 8
 """Number of fields of `FramerLoss` after the loss."""
+
+
+def _resolved(group: str) -> ProcessGroup:
+    resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009 - not exported by its stubs
+    found: ProcessGroup = resolve(group)
+    return found
 
 
 class _Settings(NamedTuple):
@@ -45,15 +51,17 @@ class _Settings(NamedTuple):
 
     @property
     def process_group(self) -> ProcessGroup | None:
-        if not self.group:
-            return None
-        resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009 - not exported by its stubs
-        group: ProcessGroup = resolve(self.group)
-        return group
+        return _resolved(self.group) if self.group else None
 
-    @property
-    def implementation(self) -> ProductsBackend:
-        return load_backend(self.backend)
+    def backend_for(self, teacher: Tensor) -> BackendName:
+        return choose_backend(
+            self.backend,
+            teacher,
+            bands=self.split,
+            representation=self.representation,  # type: ignore[arg-type]
+            shared_negatives=self.shared_negatives,
+            group=bool(self.group),
+        )
 
     @property
     def common(self) -> dict[str, Any]:
@@ -94,8 +102,12 @@ def contrastive_loss(
     precision: str,
     group: str,
     group_mode: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses ``[N, B]``, diagnostics ``[8, N, B]`` and gradient coefficients ``[N, B, 4 + G + (1 or G)]``.
+    differentiated: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses, diagnostics, gradient coefficients and the ranks' batch sizes.
+
+    They are ``[N, B]``, ``[8, N, B]``, ``[N, B, 4 + G + (1 or G)]``, and on the CPU ``[ranks]``, or without a group
+    nothing.
 
     Args:
         maps: ``[B, C, H, W]``; the first N are students.
@@ -109,21 +121,38 @@ def contrastive_loss(
         faw: As in `framer_loss`; empty for None.
         fam: As in `framer_loss`.
         terms: ``both``, ``intra`` or ``inter``.
-        backend: ``triton`` or ``portable``.
+        backend: ``auto``, ``triton`` or ``portable``.
         precision: As in `framer_loss`.
         group: Name of the process group; empty for this process alone.
         group_mode: As in `framer_loss`.
+        differentiated: Whether a student needs a gradient, which cannot be seen from inside an operator.
+
+    Raises:
+        ValueError: Triton was asked for and cannot compute this, or the ranks of the group differ in what they compute.
     """
     settings = _Settings(
         list(negatives), bands, band_value, representation, shared_negatives, backend, precision, group, group_mode
     )
     with exact_arithmetic(teacher.device):
-        implementation = settings.implementation
+        implementation = load_backend(settings.backend_for(teacher))
         products = implementation.measure(
             maps, teacher, negatives=settings.negatives, shared_negatives=shared_negatives, **settings.common
         )
         targets, first = None, 0
-        batch = GlobalBatch.of(teacher, settings.process_group)
+        common = CommonSettings(
+            operation="framer_loss" if terms == "both" else "inter_contrastive_loss",
+            negatives=tuple(settings.negatives),
+            bands=settings.split,
+            representation=representation,
+            temperature=temperature,
+            shared_negatives=shared_negatives,
+            faw=faw or None,
+            fam=fam,
+            reference=False,
+            precision=precision,
+            group_mode=group_mode,
+        )
+        batch = GlobalBatch.of(teacher, settings.process_group, common, differentiated=differentiated)
         if len(batch.sizes) > 1:
             first = batch.first
             norms = batch.gather(products.norm_squared[1].T)
@@ -162,7 +191,11 @@ def contrastive_loss(
             first=first,
         )
     scalars = torch.stack(coefficients[:4], dim=2)
-    return parts.loss, torch.stack(parts[1:]), torch.cat([scalars, *coefficients[4:]], dim=2)
+    sizes = torch.empty(0, dtype=torch.int64, device=teacher.device)
+    if group:
+        # On the CPU, where the backward pass reads them without waiting for the device.
+        sizes = torch.tensor(batch.sizes, device="cpu")
+    return parts.loss, torch.stack(parts[1:]), torch.cat([scalars, *coefficients[4:]], dim=2), sizes
 
 
 @contrastive_loss.register_fake
@@ -182,15 +215,26 @@ def _(
     precision: str,
     group: str,
     group_mode: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    differentiated: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layers, size = len(negatives), teacher.shape[0]
-    # How many samples other ranks have is known when they say so.
-    width: Any = torch.library.get_ctx().new_dynamic_size() if group else 4 + size + (size if shared_negatives else 1)
     like = teacher.new_empty(0, dtype=compute_dtype(teacher.dtype))
+    sizes = teacher.new_empty(0, dtype=torch.int64)
+    samples = size
+    if group:
+        ranks = dist.get_world_size(_resolved(group))
+        sizes = torch.empty(ranks, dtype=torch.int64, device="cpu")
+        samples = ranks * size
+    width: Any = 4 + samples + (samples if shared_negatives else 1)
+    # How many samples other ranks have is known when they say so. A fake mode that has no symbols for such sizes takes
+    # every rank's batch to be this one's; a plain meta tensor has no mode at all.
+    if group and getattr(getattr(teacher, "fake_mode", None), "shape_env", None) is not None:
+        width = torch.library.get_ctx().new_dynamic_size()
     return (
         like.new_empty(layers, size),
         like.new_empty(DIAGNOSTICS, layers, size),
         like.new_empty(layers, size, width),
+        sizes,
     )
 
 
@@ -200,6 +244,7 @@ def contrastive_loss_backward(
     maps: Sequence[Tensor],
     teacher: Tensor,
     packed: Tensor,
+    sizes: Tensor,
     needed: Sequence[int],
     negatives: Sequence[int],
     bands: str,
@@ -218,6 +263,7 @@ def contrastive_loss_backward(
         maps: As in `contrastive_loss`.
         teacher: As in `contrastive_loss`.
         packed: The gradient coefficients.
+        sizes: The ranks' batch sizes.
         needed: Indices of students, ascending.
         negatives: As in `contrastive_loss`.
         bands: As in `contrastive_loss`.
@@ -234,11 +280,11 @@ def contrastive_loss_backward(
     )
     layers = len(settings.negatives)
     with exact_arithmetic(teacher.device):
-        implementation = settings.implementation
+        implementation = load_backend(settings.backend_for(teacher))
         scaled = packed * upstream[..., None]
         samples = (scaled.shape[2] - 4) // 2 if shared_negatives else scaled.shape[2] - 5
         teacher_hf, negative_hf = scaled[:, :, 4:].split_with_sizes([samples, scaled.shape[2] - 4 - samples], dim=2)
-        batch = GlobalBatch.of(teacher, settings.process_group)
+        batch = GlobalBatch.known(teacher, settings.process_group, sizes)
         own = slice(batch.first, batch.first + len(teacher)) if len(batch.sizes) > 1 else slice(None)
         teacher_lf, negative_lf, self_lf, self_hf = scaled[:, :, :4].unbind(dim=2)
         coefficients = GradientCoefficients(
@@ -283,6 +329,7 @@ def _(
     maps: Sequence[Tensor],
     teacher: Tensor,
     packed: Tensor,
+    sizes: Tensor,
     needed: Sequence[int],
     negatives: Sequence[int],
     bands: str,
@@ -297,22 +344,22 @@ def _(
     return [torch.empty_like(maps[i]) for i in needed]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    maps, teacher, negatives, bands, band_value, representation, _, shared, _, _, _, backend, *rest = inputs
-    _, diagnostics, packed = output
-    ctx.mark_non_differentiable(diagnostics, packed)
-    ctx.save_for_backward(*maps, teacher, packed)
-    ctx.settings = (list(negatives), bands, band_value, representation, shared, backend, *rest)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    maps, teacher, negatives, bands, band_value, representation, _, shared, _, _, _, *rest, _ = inputs
+    _, diagnostics, packed, sizes = output
+    ctx.mark_non_differentiable(diagnostics, packed, sizes)
+    ctx.save_for_backward(*maps, teacher, packed, sizes)
+    ctx.settings = (list(negatives), bands, band_value, representation, shared, *rest)
     ctx.maps = len(maps)
 
 
 def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
-    *maps, teacher, packed = ctx.saved_tensors
+    *maps, teacher, packed, sizes = ctx.saved_tensors
     layers = len(ctx.settings[0])
     needed = [i for i, need in enumerate(ctx.needs_input_grad[0][:layers]) if need]
-    found = iter(contrastive_loss_backward(upstream, maps, teacher, packed, needed, *ctx.settings))
+    found = iter(contrastive_loss_backward(upstream, maps, teacher, packed, sizes, needed, *ctx.settings))
     gradients = [next(found) if i in needed else None for i in range(ctx.maps)]
-    return gradients, *([None] * 14)
+    return gradients, *([None] * 15)
 
 
 contrastive_loss.register_autograd(_differentiate, setup_context=_keep)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
+import torch
 from torch import Tensor
 
 from framer_kernels import reference, validation
-from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
-from framer_kernels.distributed import group_name
+from framer_kernels.distributed import CommonSettings, GlobalBatch, group_name
 from framer_kernels.ops.contrastive import autograd
 from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
 from framer_kernels.types import Backend, FawMode, FramerLoss, GroupMode, Precision, Representation
@@ -64,7 +64,8 @@ def framer_loss(
         faw: The measure of FAW, or None for ``w = 1``.
         fam: Whether FAM applies; False for ``a = 1``.
         group: Process group whose samples are in-batch negatives; None takes this process's alone. With a
-            group the call is collective, with the same arguments on every rank but for B, which may differ.
+            group the call is collective, with the same arguments on every rank but for B, which may differ;
+            which students need a gradient may differ too, as long as one does on every rank or on none.
             So is its backward pass, which every rank must run equally often and in the same order. The loss
             remains the mean over this rank's samples: where B differs, a mean over the joined batch weighs every
             rank by its B.
@@ -80,7 +81,8 @@ def framer_loss(
     Raises:
         TypeError: An argument has the wrong type or dtype.
         ValueError: There are fewer than two students, a shape, dtype or device does not match, a number is
-            out of range, or a name is not among the allowed ones.
+            out of range, a name is not among the allowed ones, or the ranks of ``group`` differ in what they
+            compute (raised on all of them).
     """
     validation.check_map("teacher", teacher)
     students = validation.check_students(students, teacher)
@@ -95,16 +97,9 @@ def framer_loss(
     validation.check_group_mode(group_mode)
     validation.check_precision(precision)
     name = group_name(group)
-    chosen = choose_backend(
-        backend,
-        teacher,
-        bands=bands,
-        representation=representation,
-        shared_negatives=shared_negatives,
-        group=bool(name),
-    )
-    if chosen != "reference":
-        losses, diagnostics, _ = autograd.contrastive_loss(
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in students)
+    if backend != "reference":
+        losses, diagnostics, _, _ = autograd.contrastive_loss(
             list(students),
             teacher.detach(),
             list(negatives),
@@ -116,12 +111,27 @@ def framer_loss(
             faw or "",
             fam,
             "both",
-            chosen,
+            backend,
             precision,
             name,
             group_mode,
+            differentiated,
         )
         return FramerLoss(losses.mean(dim=1), *diagnostics.detach().unbind())
+    common = CommonSettings(
+        operation="framer_loss",
+        negatives=tuple(negatives),
+        bands=BandSplit(bands.kind, float(bands.value)),
+        representation=representation,
+        temperature=temperature,
+        shared_negatives=shared_negatives,
+        faw=faw,
+        fam=fam,
+        reference=True,
+        precision=precision,
+        group_mode=group_mode,
+    )
+    batch = GlobalBatch.of(teacher, group, common, differentiated=differentiated)
     with autocast_disabled(teacher.device):
         return reference.framer_loss(
             students,
@@ -133,5 +143,5 @@ def framer_loss(
             shared_negatives=shared_negatives,
             faw=faw,
             fam=fam,
-            group=group,
+            batch=batch,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from framer_kernels import reference, validation
-from framer_kernels.backends import choose_backend
 from framer_kernels.bands import DEFAULT_BANDS, BandSplit
 from framer_kernels.ops.similarity import autograd
 from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
@@ -53,8 +52,7 @@ def band_similarity(
     validation.check_representation(representation)
     validation.check_backend(backend)
     validation.check_precision(precision)
-    chosen = choose_backend(backend, x, bands=bands, representation=representation)
-    if chosen != "reference":
+    if backend != "reference":
         mask_source = y if teacher is None else teacher
         cosines, _ = autograd.band_similarity(
             x,
@@ -63,7 +61,7 @@ def band_similarity(
             bands.kind,
             float(bands.value),
             representation,
-            chosen,
+            backend,
             precision,
         )
         return BandPair(*cosines.unbind())

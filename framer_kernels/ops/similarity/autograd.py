@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framer_kernels.backends import load_backend
+from framer_kernels.backends import BackendName, choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.objective import has_direction
 from framer_kernels.precision import NORM_FLOOR, compute_dtype, exact_arithmetic
 from framer_kernels.products import GradientCoefficients
+
+
+def _chosen(
+    x: Tensor, bands: str, band_value: float, representation: str, backend: str
+) -> tuple[BandSplit, BackendName]:
+    split = BandSplit(bands, band_value)  # type: ignore[arg-type]
+    return split, choose_backend(backend, x, bands=split, representation=representation)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op("framer_kernels::band_similarity", mutates_args=())
@@ -34,15 +41,19 @@ def band_similarity(
         bands: Kind of the `BandSplit`.
         band_value: Its value.
         representation: As in `framer_kernels.band_similarity`.
-        backend: ``triton`` or ``portable``.
+        backend: ``auto``, ``triton`` or ``portable``.
         precision: As in `framer_kernels.framer_loss`.
+
+    Raises:
+        ValueError: Triton was asked for and cannot compute this.
     """
+    split, name = _chosen(x, bands, band_value, representation, backend)
     with exact_arithmetic(x.device):
-        products = load_backend(backend).measure(
+        products = load_backend(name).measure(
             [x, y],
             teacher,
             negatives=[1],
-            bands=BandSplit(bands, band_value),  # type: ignore[arg-type]
+            bands=split,
             representation=representation,  # type: ignore[arg-type]
             shared_negatives=False,
             precision=precision,
@@ -99,8 +110,9 @@ def band_similarity_backward(
     """
     to_y, to_x = (packed.view(2, 2, -1) * upstream).unbind()
     nothing = torch.zeros_like(to_y[:1])
+    split, name = _chosen(x, bands, band_value, representation, backend)
     with exact_arithmetic(x.device):
-        (gradient,) = load_backend(backend).gradients(
+        (gradient,) = load_backend(name).gradients(
             [x, y],
             teacher,
             GradientCoefficients(
@@ -112,7 +124,7 @@ def band_similarity_backward(
                 negative_hf=to_y[1:, :, None],
             ),
             negatives=[1],
-            bands=BandSplit(bands, band_value),  # type: ignore[arg-type]
+            bands=split,
             representation=representation,  # type: ignore[arg-type]
             shared_negatives=False,
             needed=[True],
