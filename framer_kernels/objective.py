@@ -30,6 +30,17 @@ class TargetNorms(NamedTuple):
     """Each student's negative, ``[N, G]``."""
 
 
+class Objective(NamedTuple):
+    """What the measured products amount to."""
+
+    losses: Tensor
+    """``[N, B]``, not yet the mean over samples."""
+    diagnostics: Tensor
+    """The fields of `FramerLoss` after the loss, ``[8, N, B]``."""
+    coefficients: Tensor
+    """Those of the gradient as `GradientCoefficients.of` takes them, ``[N, B, 4 + G + (1 or G)]``."""
+
+
 def loss_and_coefficients(
     products: BandProducts,
     *,
@@ -41,10 +52,9 @@ def loss_and_coefficients(
     terms: Terms = "both",
     targets: TargetNorms | None = None,
     first: int = 0,
-) -> tuple[FramerLoss, GradientCoefficients]:
+    share: float = 1.0,
+) -> Objective:
     """The loss of every layer and sample, its parts, and the coefficients of its gradient.
-
-    The field ``loss`` of what it returns is ``[N, B]``, not yet the mean over samples.
 
     Args:
         products: What was measured. In a process group ``teacher_dot_hf``, and with shared negatives
@@ -57,6 +67,7 @@ def loss_and_coefficients(
         terms: Which of the two losses are summed.
         targets: Norms of all ranks' targets; None where ``products`` hold all.
         first: Index in all ranks' samples of this rank's first.
+        share: What a sample's loss counts for in what is differentiated: factor of the coefficients.
     """
     layers, size = products.teacher_dot_lf.shape
     chosen = list(negatives)
@@ -121,7 +132,7 @@ def loss_and_coefficients(
         negative_hf=torch.where(live_hf[..., None], to_negative / (x_hf[..., None] * n_hf), zero),
     )
     parts = FramerLoss(loss, intra, inter, weight_lf, weight_hf, align_lf, align_hf, energy_lf, energy_hf)
-    return parts, coefficients
+    return Objective(parts.loss, torch.stack(parts[1:]), share * coefficients.packed())
 
 
 def has_direction(norm_squared: Tensor) -> Tensor:

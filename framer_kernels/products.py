@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -61,3 +62,29 @@ class GradientCoefficients(NamedTuple):
     """``[N, B, G]``, all ranks' samples in rank order."""
     negative_hf: Tensor
     """``[N, B, G]`` with shared negatives, else ``[N, B, 1]``."""
+
+    @classmethod
+    def of(cls, packed: Tensor, *, shared_negatives: bool) -> GradientCoefficients:
+        """The coefficients as views of one array.
+
+        Args:
+            packed: ``[N, B, 4 + G + (G or 1)]``: of each sample the fields in their order.
+            shared_negatives: Whether ``negative_hf`` has G numbers.
+        """
+        samples = (packed.shape[2] - 4) // 2 if shared_negatives else packed.shape[2] - 5
+        pairs, teacher_hf, negative_hf = packed.split_with_sizes([4, samples, packed.shape[2] - 4 - samples], dim=2)
+        teacher_lf, negative_lf, self_lf, self_hf = pairs.unbind(dim=2)
+        return cls(teacher_lf, negative_lf, self_lf, self_hf, teacher_hf, negative_hf)
+
+    def packed(self) -> Tensor:
+        """One array that holds all of them, as `of` takes it."""
+        return torch.cat([torch.stack(self[:4], dim=2), *self[4:]], dim=2)
+
+    def times(self, factors: Tensor) -> GradientCoefficients:
+        """Every coefficient times its sample's factor.
+
+        Args:
+            factors: ``[N, B]``, any strides.
+        """
+        pairs = [field * factors for field in self[:4]]
+        return GradientCoefficients(*pairs, *(field * factors[..., None] for field in self[4:]))

@@ -47,6 +47,7 @@ class ProductsBackend(Protocol):
         maps: Sequence[Tensor],
         teacher: Tensor,
         coefficients: GradientCoefficients,
+        upstream: Tensor,
         *,
         negatives: Sequence[int],
         bands: BandSplit,

@@ -31,15 +31,15 @@ def test_opcheck_of_the_loss(definition: Any, shared: bool) -> None:
 
     torch.library.opcheck(
         contrastive_operator.contrastive_loss,
-        (students, teacher, *settings, 0.5, shared, "absolute", True, "both", *rest, True),
+        (students, teacher, *settings, 0.5, shared, "absolute", True, "both", *rest, True, False),
     )
     _, _, packed, _ = contrastive_operator.contrastive_loss(
-        students, teacher, *settings, 0.5, shared, "", True, "both", *rest, True
+        students, teacher, *settings, 0.5, shared, "", True, "both", *rest, True, True
     )
     torch.library.opcheck(
         contrastive_operator.contrastive_loss_backward,
         (
-            torch.rand(4, 2),
+            torch.rand(4),
             [x.detach() for x in students],
             teacher,
             packed.detach(),

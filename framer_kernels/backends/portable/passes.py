@@ -103,6 +103,7 @@ def gradients(
     maps: Sequence[Tensor],
     teacher: Tensor,
     coefficients: GradientCoefficients,
+    upstream: Tensor,
     *,
     negatives: Sequence[int],
     bands: BandSplit,
@@ -117,6 +118,7 @@ def gradients(
         maps: As in `measure`.
         teacher: As in `measure`.
         coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``.
+        upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
         negatives: As in `measure`.
         bands: As in `measure`.
         representation: As in `measure`.
@@ -128,7 +130,7 @@ def gradients(
         For each student a map of its dtype and layout, or None.
     """
     chunks = Chunks(teacher, bands, representation)
-    coefficients = GradientCoefficients(*(field.to(chunks.layout.dtype) for field in coefficients))
+    coefficients = GradientCoefficients(*(field.to(chunks.layout.dtype) for field in coefficients.times(upstream)))
     wanted = [i for i in _order(negatives) if needed[i]]
     uses = Counter([*wanted, *(negatives[i] for i in wanted)])
     out = [torch.empty_like(x) if need else None for x, need in zip(maps, needed, strict=False)]

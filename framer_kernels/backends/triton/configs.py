@@ -119,7 +119,7 @@ class GradientConfig:
             # Numbers of 4 bytes take twice the registers while they are loaded, and longer rows of a matrix take
             # more of them; AMD has 64 KB to change a tile's layout.
             tile //= 2
-        low_tile = 8192
+        low_tile = 8192 if padded_width > 16 else 4096
         if precision == "ieee":
             # Products without matrix units hold both factors in registers.
             tile = low_tile = 4096

@@ -409,16 +409,16 @@ def framer_loss_sums_fwd_kernel(
 
 
 @triton.jit
-def load_weight(p_weight, i_first, step, samples, o_sample, BB: tl.constexpr):
+def load_weight(p_weight, step, samples, o_sample, BB: tl.constexpr):
     """A number for each sample of a tile, spread over the columns; 0 beyond the batch.
 
     Numbers are loaded one by one: a vector of them would go through shared memory to become a row of the tile.
     """
-    b_weight = tl.load(p_weight + i_first * step)
+    b_weight = tl.load(p_weight)
     if BB != 1:
         b_weight = tl.where(o_sample == 0, b_weight, 0.0)
         for k in tl.static_range(1, BB):
-            one = tl.load(p_weight + (i_first + k) * step, mask=k < samples, other=0.0)
+            one = tl.load(p_weight + k * step, mask=k < samples, other=0.0)
             b_weight = tl.where(o_sample == k, one, b_weight)
     return b_weight
 
@@ -436,15 +436,16 @@ def tile_pointers(p_map, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB: tl.con
 @triton.jit
 def framer_loss_gradients_bwd_kernel(
     p_table, p_plan, s_b, s_c, s_h, s_w, g_b, g_c, g_h, g_w, p_high, p_basis_h, p_basis_w, p_mask,
-    p_teacher_lf, p_negative_lf, p_self_lf, p_self_hf, p_teacher_hf, p_negative_hf,
+    p_teacher_lf, p_negative_lf, p_self_lf, p_self_hf, p_teacher_hf, p_negative_hf, p_upstream, c_n, c_b, u_n, u_b,
     TEACHER, LAYERS, B, C, G, t_b, t_c, t_h, t_w,
     LH: tl.constexpr, LW: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
-    HS: tl.constexpr, BB: tl.constexpr, BC: tl.constexpr, TOGETHER: tl.constexpr, DTYPE: tl.constexpr,
-    ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
+    HS: tl.constexpr, BB: tl.constexpr, BC: tl.constexpr, TOGETHER: tl.constexpr, SHARED: tl.constexpr,
+    DTYPE: tl.constexpr, ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the students, HS rows of the maps at a time; columns of a tile are ``(h, sample, channel)``.
 
-    A row of the plan is ``(student, its negative, gradient)``, indices of maps.
+    A row of the plan is ``(student, its negative, gradient)``, indices of maps. With SHARED the high-band part of the
+    negatives is not added here.
     """
     BN: tl.constexpr = BB * BC
     # All layers of a few neighbouring chunks run together: a layer's negative is in the cache.
@@ -465,8 +466,9 @@ def framer_loss_gradients_bwd_kernel(
         m_c = m_c & (o_b < B)
         o_b = o_b.to(tl.int64)
     o_sample = ((o_column // BC) % BB)[None, :]
-    i_row = i_layer * B + i_block * BB
     samples = B - i_block * BB
+    o_first = i_layer * c_n + i_block * BB * c_b
+    b_up = load_weight(p_upstream + i_layer * u_n + i_block * BB * u_b, u_b, samples, o_sample, BB)
     p_x, x_b, x_c, x_h, x_w = map_row(p_table, i_layer, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
     p_y, y_b, y_c, y_h, y_w = map_row(p_table, i_negative, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
 
@@ -477,11 +479,12 @@ def framer_loss_gradients_bwd_kernel(
     o_hs = tl.arange(0, HS)
     w_high, w_low = load_basis(p_basis_w, o_lw[:, None], tl.arange(0, WP)[None, :], LW, WP, PRECISION)
     p_t, z_b, z_c, z_h, z_w = map_row(p_table, TEACHER, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
-    a_x = load_weight(p_self_lf, i_row, 1, samples, o_sample, BB)
-    a_x -= load_weight(p_self_hf, i_row, 1, samples, o_sample, BB)
-    a_y = load_weight(p_negative_lf, i_row, 1, samples, o_sample, BB)
-    a_y -= load_weight(p_negative_hf, i_row, 1, samples, o_sample, BB)
-    a_t = load_weight(p_teacher_lf, i_row, 1, samples, o_sample, BB)
+    a_x = load_weight(p_self_lf + o_first, c_b, samples, o_sample, BB)
+    a_x -= load_weight(p_self_hf + o_first, c_b, samples, o_sample, BB)
+    a_y = load_weight(p_negative_lf + o_first, c_b, samples, o_sample, BB)
+    if not SHARED:
+        a_y -= load_weight(p_negative_hf + o_first, c_b, samples, o_sample, BB)
+    a_t = load_weight(p_teacher_lf + o_first, c_b, samples, o_sample, BB)
     b_k = tl.zeros((LH, LW * BN), tl.float32)
     for i_h in range(0, HP, HS):
         o_h = i_h + o_column // BN
@@ -498,8 +501,9 @@ def framer_loss_gradients_bwd_kernel(
     b_mask = tl.load(p_mask + o_lh[:, None] * LW + (tl.arange(0, LW * BN) // BN)[None, :])
     b_k = tl.where(b_mask != 0, b_k, 0.0)
 
-    a_x = (H * W) * load_weight(p_self_hf, i_row, 1, samples, o_sample, BB)
-    a_y = (H * W) * load_weight(p_negative_hf, i_row, 1, samples, o_sample, BB)
+    a_x = (H * W) * load_weight(p_self_hf + o_first, c_b, samples, o_sample, BB)
+    if not SHARED:
+        a_y = (H * W) * load_weight(p_negative_hf + o_first, c_b, samples, o_sample, BB)
     p_g, r_b, r_c, r_h, r_w = map_row(p_table, i_gradient, g_b, g_c, g_h, g_w, DTYPE, ALIGNED, UNIFORM)
     for i_h in range(0, HP, HS):
         o_h = i_h + o_column // BN
@@ -507,12 +511,13 @@ def framer_loss_gradients_bwd_kernel(
         m_x = (o_w < W) & m_c[None, :] & m_h
         p_tile = tile_pointers(p_x, o_b, i_c, o_h, o_c, o_w, x_b, x_c, x_h, x_w, BB)
         b_out = a_x * tl.load(p_tile, mask=m_x, other=0.0).to(tl.float32)  # [W, HS*n]
-        p_tile = tile_pointers(p_y, o_b, i_c, o_h, o_c, o_w, y_b, y_c, y_h, y_w, BB)
-        b_out += a_y * tl.load(p_tile, mask=m_x, other=0.0).to(tl.float32)
+        if not SHARED:
+            p_tile = tile_pointers(p_y, o_b, i_c, o_h, o_c, o_w, y_b, y_c, y_h, y_w, BB)
+            b_out += a_y * tl.load(p_tile, mask=m_x, other=0.0).to(tl.float32)
         p_tile = p_high + i_c.to(tl.int64) * t_c + ((o_h * t_h + o_c * t_c)[None, :] + o_w * t_w)
         m_t = (o_w < W) & (i_c + o_c < C)[None, :] & m_h
         for i_g in range(G):
-            b_a = load_weight(p_teacher_hf + i_g, i_row, G, samples, o_sample, BB)
+            b_a = load_weight(p_teacher_hf + o_first + i_g, c_b, samples, o_sample, BB)
             b_out += b_a * tl.load(p_tile, mask=m_t, other=0.0).to(tl.float32)
             p_tile += t_b
         k_high, k_low = load_basis(p_basis_h, o_lh[None, :], i_h + o_hs[:, None], LH, HP, PRECISION)
@@ -520,7 +525,7 @@ def framer_loss_gradients_bwd_kernel(
         k_high, k_low = load_basis(p_basis_w, o_lw[None, :], o_w, LW, WP, PRECISION)
         b_out += basis_dot(k_high, k_low, b_half, PRECISION)
         p_tile = tile_pointers(p_g, o_b, i_c, o_h, o_c, o_w, r_b, r_c, r_h, r_w, BB)
-        tl.store(p_tile, b_out.to(DTYPE), mask=m_x)
+        tl.store(p_tile, (b_up * b_out).to(DTYPE), mask=m_x)
 
 
 @triton.jit

@@ -303,6 +303,7 @@ def gradients(
     maps: Sequence[Tensor],
     teacher: Tensor,
     coefficients: GradientCoefficients,
+    upstream: Tensor,
     *,
     negatives: Sequence[int],
     bands: BandSplit,
@@ -317,6 +318,7 @@ def gradients(
         maps: As in `measure`.
         teacher: As in `measure`.
         coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``.
+        upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
         negatives: As in `measure`.
         bands: As in `measure`.
         representation: As in `measure`.
@@ -348,13 +350,8 @@ def gradients(
         "UNIFORM": table.uniform and gradient_table.uniform,
     }  # fmt: skip
     plan = [n for k, i in enumerate(wanted) for n in (i, negatives[i], count + 1 + k)]
-    own = coefficients._replace(
-        negative_hf=torch.zeros_like(coefficients.negative_lf) if shared_negatives else coefficients.negative_hf
-    )
-    fields = [
-        field.float().contiguous()
-        for field in (own.teacher_lf, own.negative_lf, own.self_lf, own.self_hf, own.teacher_hf, own.negative_hf)
-    ]
+    fields, strides = _alike(coefficients)
+    upstream = upstream.float()
     with device_guard(teacher.device):
         numbers = upload([*table.rows, *gradient_table.rows, *plan], teacher.device)
         rows, plan_rows = parts(numbers, [len(table.rows) + len(gradient_table.rows), len(plan)])
@@ -367,19 +364,33 @@ def gradients(
         grid = (len(wanted) * triton.cdiv(channels, config.channels), triton.cdiv(batch, config.samples))
         kernels.framer_loss_gradients_bwd_kernel[grid](
             rows, plan_rows, *table.strides, *gradient_table.strides, high, tables.basis_h, tables.basis_w, tables.mask,
-            *fields, count, len(wanted), batch, channels, batch,
+            *fields, upstream, *strides, *upstream.stride(), count, len(wanted), batch, channels, batch,
             *_packed_strides(channels_last, channels, height, width),
             LH=tables.rows_h, LW=tables.rows_w, H=height, W=width, HP=power_of_two(height), WP=power_of_two(width),
-            HS=config.rows, BB=config.samples, BC=config.channels, TOGETHER=together, PRECISION=precision,
-            num_warps=config.num_warps, num_stages=1, **meta,
+            HS=config.rows, BB=config.samples, BC=config.channels, TOGETHER=together,
+            SHARED=shared_negatives, PRECISION=precision, num_warps=config.num_warps, num_stages=1, **meta,
         )  # fmt: skip
         if shared_negatives:
             for j in sorted({negatives[i] for i in wanted}):
                 like = [i for i in wanted if negatives[i] == j]
-                _add_targets(
-                    [made[i] for i in like], coefficients.negative_hf, like, maps[j], bands=bands, precision=precision
-                )
+                weights = coefficients.negative_hf * upstream[..., None]
+                _add_targets([made[i] for i in like], weights, like, maps[j], bands=bands, precision=precision)
     return [made.get(i) for i in range(len(negatives))]
+
+
+def _alike(coefficients: GradientCoefficients) -> tuple[list[Tensor], tuple[int, int]]:
+    """The coefficients as fp32 with the strides of layers and samples that all of them have.
+
+    Those that the objective's kernel wrote are parts of one array, and no copy is made.
+    """
+    fields = [field[..., None] if field.dim() == 2 else field for field in coefficients]
+    strides = fields[0].stride()[:2]
+    if any(
+        x.dtype != torch.float32 or x.stride()[:2] != strides or (x.shape[2] > 1 and x.stride(2) != 1) for x in fields
+    ):
+        joined = torch.cat([field.float() for field in fields], dim=2)
+        fields, strides = list(joined.split_with_sizes([x.shape[2] for x in fields], dim=2)), joined.stride()[:2]
+    return fields, (strides[0], strides[1])
 
 
 def cross_products(

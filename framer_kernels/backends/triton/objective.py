@@ -12,8 +12,8 @@ from framer_kernels.backends.triton import objective_kernels
 from framer_kernels.backends.triton.addresses import device_guard, upload
 from framer_kernels.backends.triton.configs import power_of_two
 from framer_kernels.precision import ENERGY_EPS, NORM_FLOOR
-from framer_kernels.products import BandProducts, GradientCoefficients
-from framer_kernels.types import FawMode, FramerLoss
+from framer_kernels.products import BandProducts
+from framer_kernels.types import FawMode
 
 LARGEST_ROW = 4096
 """Samples of all ranks that fit one program."""
@@ -32,7 +32,8 @@ def loss_and_coefficients(
     terms: objective.Terms = "both",
     targets: objective.TargetNorms | None = None,
     first: int = 0,
-) -> tuple[FramerLoss, GradientCoefficients]:
+    share: float = 1.0,
+) -> objective.Objective:
     """The loss of every layer and sample, its parts, and the coefficients of its gradient.
 
     Args:
@@ -45,6 +46,7 @@ def loss_and_coefficients(
         terms: Which of the losses are summed: ``intra``, ``inter`` or ``both``.
         targets: Squared norms of all ranks' targets; None where ``products`` hold all.
         first: Index in all ranks' samples of this rank's first.
+        share: What a sample's loss counts for in what is differentiated: factor of the coefficients.
     """
     layers, batch, groups = products.teacher_dot_hf.shape
     if groups > LARGEST_ROW:
@@ -58,6 +60,7 @@ def loss_and_coefficients(
             terms=terms,
             targets=targets,
             first=first,
+            share=share,
         )
     device = products.energy.device
     inputs = BandProducts(*(field.contiguous() for field in products))
@@ -68,18 +71,20 @@ def loss_and_coefficients(
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
-    parts, scalars, to_teacher = empty(9, layers, batch), empty(4, layers, batch), empty(layers, batch, groups)
-    to_negative = empty(layers, batch, groups if shared_negatives else 1)
+    out = objective.Objective(
+        empty(layers, batch),
+        empty(8, layers, batch),
+        empty(layers, batch, 4 + groups + (groups if shared_negatives else 1)),
+    )
     with device_guard(device):
         chosen = upload(negatives, device)
         objective_kernels.framer_loss_objective_fwd_kernel[(layers, batch)](
             inputs.energy, inputs.norm_squared, inputs.teacher_energy, inputs.teacher_norm_squared,
             inputs.teacher_dot_lf, inputs.teacher_dot_hf, inputs.negative_dot_lf, inputs.negative_dot_hf,
-            target_norm, target_negatives, chosen, parts, scalars, to_teacher, to_negative,
-            layers, inputs.energy.shape[1], batch, groups, first, float(temperature),
+            target_norm, target_negatives, chosen, *out, layers, inputs.energy.shape[1], batch, groups,
+            out.coefficients.shape[2], first, float(temperature), share,
             BG=power_of_two(groups), FAW=faw or "none", FAM=fam, INTRA=terms != "inter", INTER=terms != "intra",
             SHARED=shared_negatives, LOCAL=targets is None, FLOOR=NORM_FLOOR, EPS=ENERGY_EPS, ROUNDING=_ROUNDING,
             num_warps=1 if groups <= 256 else 4,
         )  # fmt: skip
-    coefficients = GradientCoefficients(scalars[0], scalars[1], scalars[2], scalars[3], to_teacher, to_negative)
-    return FramerLoss(*parts.unbind()), coefficients
+    return out

@@ -45,12 +45,12 @@ def _weight(e_t, e_x, FAW: tl.constexpr, EPS: tl.constexpr):
 @triton.jit
 def framer_loss_objective_fwd_kernel(
     p_energy, p_norm, p_teacher_energy, p_teacher_norm, p_teacher_lf, p_teacher_hf, p_negative_lf, p_negative_hf,
-    p_target_norm, p_target_negatives, p_chosen, p_parts, p_coefficients, p_to_teacher, p_to_negative,
-    N, M, B, G, own_first, temperature,
+    p_target_norm, p_target_negatives, p_chosen, p_losses, p_diagnostics, p_coefficients,
+    N, M, B, G, D, own_first, temperature, share,
     BG: tl.constexpr, FAW: tl.constexpr, FAM: tl.constexpr, INTRA: tl.constexpr, INTER: tl.constexpr,
     SHARED: tl.constexpr, LOCAL: tl.constexpr, FLOOR: tl.constexpr, EPS: tl.constexpr, ROUNDING: tl.constexpr,
 ):  # fmt: skip
-    """Parts ``[9, N, B]``, coefficients ``[4, N, B]``, those of the targets ``[N, B, G]``."""
+    """Losses ``[N, B]``, diagnostics ``[8, N, B]`` and coefficients ``[N, B, D]``."""
     i_n, i_b = tl.program_id(0), tl.program_id(1)
     i_negative = tl.load(p_chosen + i_n)
     o_x = i_n * B + i_b
@@ -102,19 +102,20 @@ def framer_loss_objective_fwd_kernel(
         gate_lf = gate_lf * 0.0
     if not INTER:
         gate_hf = gate_hf * 0.0
-    p_out = p_parts + o_x
-    tl.store(p_out, gate_lf * intra + gate_hf * inter)
-    tl.store(p_out + N * B, intra)
-    tl.store(p_out + 2 * N * B, inter)
-    tl.store(p_out + 3 * N * B, w_lf)
-    tl.store(p_out + 4 * N * B, w_hf)
-    tl.store(p_out + 5 * N * B, align_lf)
-    tl.store(p_out + 6 * N * B, align_hf)
-    tl.store(p_out + 7 * N * B, e_lf)
-    tl.store(p_out + 8 * N * B, e_hf)
+    tl.store(p_losses + o_x, gate_lf * intra + gate_hf * inter)
+    p_out = p_diagnostics + o_x
+    tl.store(p_out, intra)
+    tl.store(p_out + N * B, inter)
+    tl.store(p_out + 2 * N * B, w_lf)
+    tl.store(p_out + 3 * N * B, w_hf)
+    tl.store(p_out + 4 * N * B, align_lf)
+    tl.store(p_out + 5 * N * B, align_hf)
+    tl.store(p_out + 6 * N * B, e_lf)
+    tl.store(p_out + 7 * N * B, e_hf)
 
-    slope = gate_lf * _sigmoid(difference) / temperature
-    scale = gate_hf / temperature
+    slope = share * gate_lf * _sigmoid(difference) / temperature
+    scale = share * gate_hf / temperature
+    p_out = p_coefficients + o_x.to(tl.int64) * D
     b_slope = scale * tl.exp(b_exponent - inter)
     b_other_slope = scale * tl.exp(b_other_exponent - inter)
     pull = -tl.sum(b_slope)
@@ -126,13 +127,12 @@ def framer_loss_objective_fwd_kernel(
     onto = tl.sum(b_slope * b_cos)
     if SHARED:
         onto += tl.sum(b_other_slope * b_other)
-        tl.store(p_to_negative + o_row + o_g, tl.where(live_hf, b_other_slope / (x_hf * b_n), 0.0), mask=m_g)
+        tl.store(p_out + 4 + G + o_g, tl.where(live_hf, b_other_slope / (x_hf * b_n), 0.0), mask=m_g)
     else:
         onto += b_other_slope * b_other
-        tl.store(p_to_negative + o_x, tl.where(live_hf, b_other_slope / (x_hf * b_n), 0.0))
-    tl.store(p_to_teacher + o_row + o_g, tl.where(live_hf, b_slope / (x_hf * b_t), 0.0), mask=m_g)
-    p_out = p_coefficients + o_x
+        tl.store(p_out + 4 + G, tl.where(live_hf, b_other_slope / (x_hf * b_n), 0.0))
+    tl.store(p_out + 4 + o_g, tl.where(live_hf, b_slope / (x_hf * b_t), 0.0), mask=m_g)
     tl.store(p_out, tl.where(live_lf, -slope / (x_lf * t_lf), 0.0))
-    tl.store(p_out + N * B, tl.where(live_lf, slope / (x_lf * n_lf), 0.0))
-    tl.store(p_out + 2 * N * B, tl.where(live_lf, slope * (positive_lf - negative_lf) / (x_lf * x_lf), 0.0))
-    tl.store(p_out + 3 * N * B, tl.where(live_hf, -onto / (x_hf * x_hf), 0.0))
+    tl.store(p_out + 1, tl.where(live_lf, slope / (x_lf * n_lf), 0.0))
+    tl.store(p_out + 2, tl.where(live_lf, slope * (positive_lf - negative_lf) / (x_lf * x_lf), 0.0))
+    tl.store(p_out + 3, tl.where(live_hf, -onto / (x_hf * x_hf), 0.0))

@@ -72,6 +72,7 @@ def intra_contrastive_loss(
             "",
             "gather",
             False,
+            False,
         )[0]
         return losses[0]
     with autocast_disabled(student.device):
@@ -149,6 +150,7 @@ def inter_contrastive_loss(
             name,
             group_mode,
             differentiated,
+            False,
         )[0]
         return losses[0]
     common = CommonSettings(

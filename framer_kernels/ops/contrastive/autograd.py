@@ -103,11 +103,12 @@ def contrastive_loss(
     group: str,
     group_mode: str,
     differentiated: bool,
+    mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses, diagnostics, gradient coefficients and the ranks' batch sizes.
 
-    They are ``[N, B]``, ``[8, N, B]``, ``[N, B, 4 + G + (1 or G)]``, and on the CPU ``[ranks]``, or without a group
-    nothing.
+    They are ``[N, B]`` or as a mean over samples ``[N]``, ``[8, N, B]``, ``[N, B, 4 + G + (1 or G)]``, and on the CPU
+    ``[ranks]``, or without a group nothing.
 
     Args:
         maps: ``[B, C, H, W]``; the first N are students.
@@ -126,6 +127,7 @@ def contrastive_loss(
         group: Name of the process group; empty for this process alone.
         group_mode: As in `framer_loss`.
         differentiated: Whether a student needs a gradient, which cannot be seen from inside an operator.
+        mean: Whether losses are averaged over samples.
 
     Raises:
         ValueError: Triton was asked for and cannot compute this, or the ranks of the group differ in what they compute.
@@ -179,7 +181,7 @@ def contrastive_loss(
             products = products._replace(teacher_dot_hf=dots[0], negative_dot_hf=dots[1])
         # One launch instead of some forty, where the backend has a kernel for it.
         objective = getattr(implementation, "loss_and_coefficients", loss_and_coefficients)
-        parts, coefficients = objective(
+        found = objective(
             products,
             negatives=settings.negatives,
             temperature=temperature,
@@ -189,13 +191,14 @@ def contrastive_loss(
             terms=terms,  # type: ignore[arg-type]
             targets=targets,
             first=first,
+            share=1 / len(teacher) if mean else 1.0,
         )
-    scalars = torch.stack(coefficients[:4], dim=2)
     sizes = torch.empty(0, dtype=torch.int64, device=teacher.device)
     if group:
         # On the CPU, where the backward pass reads them without waiting for the device.
         sizes = torch.tensor(batch.sizes, device="cpu")
-    return parts.loss, torch.stack(parts[1:]), torch.cat([scalars, *coefficients[4:]], dim=2), sizes
+    losses = found.losses.mean(dim=1) if mean else found.losses
+    return losses, found.diagnostics, found.coefficients, sizes
 
 
 @contrastive_loss.register_fake
@@ -216,6 +219,7 @@ def _(
     group: str,
     group_mode: str,
     differentiated: bool,
+    mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layers, size = len(negatives), teacher.shape[0]
     like = teacher.new_empty(0, dtype=compute_dtype(teacher.dtype))
@@ -231,7 +235,7 @@ def _(
     if group and getattr(getattr(teacher, "fake_mode", None), "shape_env", None) is not None:
         width = torch.library.get_ctx().new_dynamic_size()
     return (
-        like.new_empty(layers, size),
+        like.new_empty(layers) if mean else like.new_empty(layers, size),
         like.new_empty(DIAGNOSTICS, layers, size),
         like.new_empty(layers, size, width),
         sizes,
@@ -259,7 +263,7 @@ def contrastive_loss_backward(
     """Gradients of the students whose indices are ``needed``.
 
     Args:
-        upstream: Gradient of the losses, ``[N, B]``, any strides.
+        upstream: Gradient of the losses, ``[N, B]`` or of their means ``[N]``, any strides.
         maps: As in `contrastive_loss`.
         teacher: As in `contrastive_loss`.
         packed: The gradient coefficients.
@@ -281,24 +285,20 @@ def contrastive_loss_backward(
     layers = len(settings.negatives)
     with exact_arithmetic(teacher.device):
         implementation = load_backend(settings.backend_for(teacher))
-        scaled = packed * upstream[..., None]
-        samples = (scaled.shape[2] - 4) // 2 if shared_negatives else scaled.shape[2] - 5
-        teacher_hf, negative_hf = scaled[:, :, 4:].split_with_sizes([samples, scaled.shape[2] - 4 - samples], dim=2)
+        if upstream.dim() == 1:
+            upstream = upstream[:, None].expand(-1, len(teacher))
+        everyone = GradientCoefficients.of(packed, shared_negatives=shared_negatives)
         batch = GlobalBatch.known(teacher, settings.process_group, sizes)
         own = slice(batch.first, batch.first + len(teacher)) if len(batch.sizes) > 1 else slice(None)
-        teacher_lf, negative_lf, self_lf, self_hf = scaled[:, :, :4].unbind(dim=2)
-        coefficients = GradientCoefficients(
-            teacher_lf,
-            negative_lf,
-            self_lf,
-            self_hf,
-            teacher_hf[:, :, own],
-            negative_hf[:, :, own] if shared_negatives else negative_hf,
+        coefficients = everyone._replace(
+            teacher_hf=everyone.teacher_hf[:, :, own],
+            negative_hf=everyone.negative_hf[:, :, own] if shared_negatives else everyone.negative_hf,
         )
         found = implementation.gradients(
             maps,
             teacher,
             coefficients,
+            upstream,
             negatives=settings.negatives,
             shared_negatives=shared_negatives,
             needed=[i in needed for i in range(layers)],
@@ -310,7 +310,8 @@ def contrastive_loss_backward(
                     wanted = [i for i in compared if i in needed]
                     if not wanted:
                         continue
-                    weights = (teacher_hf if is_teacher else negative_hf)[wanted][:, :, places]
+                    weights = (everyone.teacher_hf if is_teacher else everyone.negative_hf)[wanted][:, :, places]
+                    weights = weights * upstream[wanted][..., None]
                     implementation.add_cross_gradients(
                         [gradient for i in wanted if (gradient := found[i]) is not None],
                         weights,
@@ -345,7 +346,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    maps, teacher, negatives, bands, band_value, representation, _, shared, _, _, _, *rest, _ = inputs
+    maps, teacher, negatives, bands, band_value, representation, _, shared, _, _, _, *rest, _, _ = inputs
     _, diagnostics, packed, sizes = output
     ctx.mark_non_differentiable(diagnostics, packed, sizes)
     ctx.save_for_backward(*maps, teacher, packed, sizes)
@@ -359,7 +360,7 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     needed = [i for i, need in enumerate(ctx.needs_input_grad[0][:layers]) if need]
     found = iter(contrastive_loss_backward(upstream, maps, teacher, packed, sizes, needed, *ctx.settings))
     gradients = [next(found) if i in needed else None for i in range(ctx.maps)]
-    return gradients, *([None] * 15)
+    return gradients, *([None] * 16)
 
 
 contrastive_loss.register_autograd(_differentiate, setup_context=_keep)

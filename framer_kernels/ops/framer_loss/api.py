@@ -116,8 +116,9 @@ def framer_loss(
             name,
             group_mode,
             differentiated,
+            True,
         )
-        return FramerLoss(losses.mean(dim=1), *diagnostics.detach().unbind())
+        return FramerLoss(losses, *diagnostics.detach().unbind())
     common = CommonSettings(
         operation="framer_loss",
         negatives=tuple(negatives),

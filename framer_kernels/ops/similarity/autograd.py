@@ -123,6 +123,7 @@ def band_similarity_backward(
                 teacher_hf=nothing[..., None].expand(1, len(x), len(x)),
                 negative_hf=to_y[1:, :, None],
             ),
+            torch.ones_like(nothing),
             negatives=[1],
             bands=split,
             representation=representation,  # type: ignore[arg-type]

@@ -87,8 +87,8 @@ def run(shape: tuple[int, int, int, int], dtype: str, layout: str, precision: st
     pairs = [torch.zeros(2, size) for _ in range(4)]
     gradients = launchers.gradients(
         maps, teacher, GradientCoefficients(*pairs, torch.zeros(2, size, size), torch.zeros(2, size, 1)),
-        negatives=[1, 0], bands=bands, representation="complex", shared_negatives=False, needed=[True, True],
-        precision=precision,
+        torch.zeros(2, size), negatives=[1, 0], bands=bands, representation="complex", shared_negatives=False,
+        needed=[True, True], precision=precision,
     )  # fmt: skip
     launchers.add_cross_gradients(
         [x for x in gradients if x is not None], torch.zeros(2, size, size), maps, teacher, teacher, teacher,

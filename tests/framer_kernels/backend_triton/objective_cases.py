@@ -18,7 +18,8 @@ from torch import Tensor
 
 from framer_kernels import objective
 from framer_kernels.backends import triton
-from framer_kernels.products import BandProducts
+from framer_kernels.products import BandProducts, GradientCoefficients
+from framer_kernels.types import FramerLoss
 
 NEGATIVES = [1, 2, 0, 1]
 OPTIONS: list[dict[str, Any]] = [
@@ -57,30 +58,32 @@ def products(layers: int, size: int, groups: int, *, shared: bool) -> BandProduc
     )
 
 
+def by_name(found: objective.Objective, *, shared: bool) -> dict[str, Tensor]:
+    fields = dict(zip(FramerLoss._fields, [found.losses, *found.diagnostics], strict=True))
+    return {**fields, **GradientCoefficients.of(found.coefficients, shared_negatives=shared)._asdict()}
+
+
+def errors(made: BandProducts, targets: objective.TargetNorms | None = None, **arguments: Any) -> dict[str, float]:
+    exact = objective.loss_and_coefficients(made, targets=targets, **arguments)
+    single = None if targets is None else objective.TargetNorms(*(norm.float() for norm in targets))
+    found = triton.loss_and_coefficients(BandProducts(*(f.float() for f in made)), targets=single, **arguments)
+    shared = arguments["shared_negatives"]
+    right = by_name(exact, shared=shared)
+    return {
+        name: float((value.double() - right[name]).abs().max() / right[name].abs().max().clamp_min(1e-3))
+        for name, value in by_name(found, shared=shared).items()
+    }
+
+
 def main() -> None:
     for (size, shared), options in itertools.product([(1, False), (3, False), (3, True), (5, False)], OPTIONS):
         made = products(4, size, size, shared=shared)
-        arguments = {"negatives": NEGATIVES, "shared_negatives": shared, **options}
-        exact = objective.loss_and_coefficients(made, **arguments)
-        found = triton.loss_and_coefficients(BandProducts(*(field.float() for field in made)), **arguments)
-        errors = {
-            name: float((value.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-3))
-            for kind, wanted in zip(found, exact, strict=True)
-            for name, value, truth in zip(kind._fields, kind, wanted, strict=True)
-        }
-        print(json.dumps([f"{size}-{shared}-{options['terms']}-{options['faw']}", errors]))
+        found = errors(made, negatives=NEGATIVES, shared_negatives=shared, share=1 / size, **options)
+        print(json.dumps([f"{size}-{shared}-{options['terms']}-{options['faw']}", found]))
     whole = products(4, 2, 5, shared=False)
     norms = objective.TargetNorms(torch.rand(5, dtype=torch.float64) + 1, torch.rand(4, 5, dtype=torch.float64) + 1)
-    arguments = {"negatives": NEGATIVES, "shared_negatives": False, "first": 0, **OPTIONS[0]}
-    exact = objective.loss_and_coefficients(whole, targets=norms, **arguments)
-    single = objective.TargetNorms(*(norm.float() for norm in norms))
-    found = triton.loss_and_coefficients(BandProducts(*(f.float() for f in whole)), targets=single, **arguments)
-    errors = {
-        name: float((value.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-3))
-        for kind, wanted in zip(found, exact, strict=True)
-        for name, value, truth in zip(kind._fields, kind, wanted, strict=True)
-    }
-    print(json.dumps(["ranks", errors]))
+    found = errors(whole, norms, negatives=NEGATIVES, shared_negatives=False, first=0, **OPTIONS[0])
+    print(json.dumps(["ranks", found]))
 
 
 if __name__ == "__main__":

@@ -130,9 +130,12 @@ def run(case: Case) -> dict[str, float]:
     errors = {name: error(getattr(products, name), getattr(exact, name)) for name in products._fields}
     weights = coefficients(case)
     needed = [True, True, not case.shared]
-    gradients = triton.gradients(maps, teacher, weights, needed=needed, **options)
+    upstream = torch.linspace(-1, 0.5, len(case.negatives))[:, None].expand(-1, case.shape[0])
+    gradients = triton.gradients(maps, teacher, weights, upstream, needed=needed, **options)
     exact_weights = GradientCoefficients(*(field.double() for field in weights))
-    exact_gradients = portable.gradients(exact_maps, exact_teacher, exact_weights, needed=needed, **options)
+    exact_gradients = portable.gradients(
+        exact_maps, exact_teacher, exact_weights, upstream.double(), needed=needed, **options
+    )
     for i, (gradient, right) in enumerate(zip(gradients, exact_gradients, strict=True)):
         if gradient is None or right is None:
             errors[f"gradient{i}"] = 0.0 if gradient is right else float("inf")
@@ -172,7 +175,7 @@ def run_isolation() -> dict[str, float]:
         "shared_negatives": False, "precision": "bf16x3",
     }  # fmt: skip
     products = triton.measure(maps, teacher, **options)
-    gradients = triton.gradients(maps, teacher, coefficients(case), needed=[True] * 3, **options)
+    gradients = triton.gradients(maps, teacher, coefficients(case), torch.ones(3, 3), needed=[True] * 3, **options)
     spread = dict.fromkeys(("products", "gradients"), 0)
     for name, value in zip(products._fields, products, strict=True):
         bad = ~value.isfinite()
