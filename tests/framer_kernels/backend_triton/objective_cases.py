@@ -60,7 +60,7 @@ def products(layers: int, size: int, groups: int, *, shared: bool) -> BandProduc
 def main() -> None:
     for (size, shared), options in itertools.product([(1, False), (3, False), (3, True), (5, False)], OPTIONS):
         made = products(4, size, size, shared=shared)
-        arguments = {"negatives": NEGATIVES, "shared_negatives": shared, **options}
+        arguments = {"negatives": NEGATIVES, "shared_negatives": shared, "rounding": 1e-6, **options}
         exact = objective.loss_and_coefficients(made, **arguments)
         found = triton.loss_and_coefficients(BandProducts(*(field.float() for field in made)), **arguments)
         errors = {
@@ -71,7 +71,7 @@ def main() -> None:
         print(json.dumps([f"{size}-{shared}-{options['terms']}-{options['faw']}", errors]))
     whole = products(4, 2, 5, shared=False)
     norms = objective.TargetNorms(torch.rand(5, dtype=torch.float64) + 1, torch.rand(4, 5, dtype=torch.float64) + 1)
-    arguments = {"negatives": NEGATIVES, "shared_negatives": False, "first": 0, **OPTIONS[0]}
+    arguments = {"negatives": NEGATIVES, "shared_negatives": False, "rounding": 1e-6, "first": 0, **OPTIONS[0]}
     exact = objective.loss_and_coefficients(whole, targets=norms, **arguments)
     single = objective.TargetNorms(*(norm.float() for norm in norms))
     found = triton.loss_and_coefficients(BandProducts(*(f.float() for f in whole)), targets=single, **arguments)
