@@ -49,6 +49,7 @@ def loss_and_coefficients(
     faw: FawMode | None,
     fam: bool,
     shared_negatives: bool,
+    rounding: float,
     terms: Terms = "both",
     targets: TargetNorms | None = None,
     first: int = 0,
@@ -64,6 +65,7 @@ def loss_and_coefficients(
         faw: How band weights are computed; None for weight 1.
         fam: Whether the similarity gates the loss.
         shared_negatives: Whether other images' negatives repel too.
+        rounding: As in `has_direction`.
         terms: Which of the two losses are summed.
         targets: Norms of all ranks' targets; None where ``products`` hold all.
         first: Index in all ranks' samples of this rank's first.
@@ -72,7 +74,7 @@ def loss_and_coefficients(
     layers, size = products.teacher_dot_lf.shape
     chosen = list(negatives)
     norms = products.norm_squared.sqrt()
-    live_lf, live_hf = has_direction(products.norm_squared[:, :layers]).unbind()
+    live_lf, live_hf = has_direction(products.norm_squared[:, :layers], rounding).unbind()
     x_lf, x_hf = norms[:, :layers].clamp_min(NORM_FLOOR).unbind()
     t_lf = products.teacher_norm_squared[0].sqrt().clamp_min(NORM_FLOOR)
     n_lf = norms[0, chosen].clamp_min(NORM_FLOOR)
@@ -135,7 +137,7 @@ def loss_and_coefficients(
     return Objective(parts.loss, torch.stack(parts[1:]), share * coefficients.packed())
 
 
-def has_direction(norm_squared: Tensor) -> Tensor:
+def has_direction(norm_squared: Tensor, rounding: float) -> Tensor:
     """Which band vectors are more than nothing, or than the rounding error of the other band.
 
     A constant map has no high band, but what the arithmetic leaves of it has a norm: its cosines would be noise, with
@@ -143,8 +145,8 @@ def has_direction(norm_squared: Tensor) -> Tensor:
 
     Args:
         norm_squared: ``|u_b|^2``, LF then HF, ``[2, ...]``.
+        rounding: That of the arithmetic they were measured in, see `framer_kernels.precision.rounding`.
     """
-    rounding = 8 * torch.finfo(norm_squared.dtype).eps
     return (norm_squared > NORM_FLOOR**2) & (norm_squared > rounding**2 * norm_squared.sum(dim=0))
 
 

@@ -19,9 +19,28 @@ ENERGY_EPS = 1e-9
 """The epsilon of the energies and of FAW."""
 
 
+_ROUNDING = 8
+"""Of exact arithmetic, in units in the last place."""
+
+_TRITON_ROUNDING: dict[str, float] = {"bf16x3": 2.0**-15, "tf32": 2.0**-10}
+"""Three and two and a half times the largest that constant maps and maps without a high band left there."""
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of the computation: float64 stays exact, everything narrower is computed in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rounding(dtype: torch.dtype, backend: str, precision: str) -> float:
+    """The norm of a band vector, relative to the whole map's, up to which it may be rounding error and no more.
+
+    Args:
+        dtype: Of the features.
+        backend: ``triton``, which alone multiplies in the given precision, or ``portable``.
+        precision: A `Precision`.
+    """
+    exact = _ROUNDING * torch.finfo(compute_dtype(dtype)).eps
+    return _TRITON_ROUNDING.get(precision, exact) if backend == "triton" else exact
 
 
 def autocast_disabled(device: torch.device) -> AbstractContextManager[object]:

@@ -18,8 +18,6 @@ from framer_kernels.types import FawMode
 LARGEST_ROW = 4096
 """Samples of all ranks that fit one program."""
 
-_ROUNDING = 8 * torch.finfo(torch.float32).eps
-
 
 def loss_and_coefficients(
     products: BandProducts,
@@ -29,6 +27,7 @@ def loss_and_coefficients(
     faw: FawMode | None,
     fam: bool,
     shared_negatives: bool,
+    rounding: float,
     terms: objective.Terms = "both",
     targets: objective.TargetNorms | None = None,
     first: int = 0,
@@ -43,6 +42,7 @@ def loss_and_coefficients(
         faw: How band weights are computed; None for weight 1.
         fam: Whether the similarity gates the loss.
         shared_negatives: Whether other images' negatives repel too.
+        rounding: As in `framer_kernels.objective.has_direction`.
         terms: Which of the losses are summed: ``intra``, ``inter`` or ``both``.
         targets: Squared norms of all ranks' targets; None where ``products`` hold all.
         first: Index in all ranks' samples of this rank's first.
@@ -57,6 +57,7 @@ def loss_and_coefficients(
             faw=faw,
             fam=fam,
             shared_negatives=shared_negatives,
+            rounding=rounding,
             terms=terms,
             targets=targets,
             first=first,
@@ -84,7 +85,7 @@ def loss_and_coefficients(
             target_norm, target_negatives, chosen, *out, layers, inputs.energy.shape[1], batch, groups,
             out.coefficients.shape[2], first, float(temperature), share,
             BG=power_of_two(groups), FAW=faw or "none", FAM=fam, INTRA=terms != "inter", INTER=terms != "intra",
-            SHARED=shared_negatives, LOCAL=targets is None, FLOOR=NORM_FLOOR, EPS=ENERGY_EPS, ROUNDING=_ROUNDING,
+            SHARED=shared_negatives, LOCAL=targets is None, FLOOR=NORM_FLOOR, EPS=ENERGY_EPS, ROUNDING=rounding,
             num_warps=1 if groups <= 256 else 4,
         )  # fmt: skip
     return out

@@ -16,7 +16,7 @@ from framer_kernels.backends import BackendName, choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.distributed import CommonSettings, GlobalBatch
 from framer_kernels.objective import TargetNorms, loss_and_coefficients
-from framer_kernels.precision import compute_dtype, exact_arithmetic
+from framer_kernels.precision import compute_dtype, exact_arithmetic, rounding
 from framer_kernels.products import GradientCoefficients
 
 if TYPE_CHECKING:
@@ -135,8 +135,9 @@ def contrastive_loss(
     settings = _Settings(
         list(negatives), bands, band_value, representation, shared_negatives, backend, precision, group, group_mode
     )
+    name = settings.backend_for(teacher)
+    implementation = load_backend(name)
     with exact_arithmetic(teacher.device):
-        implementation = load_backend(settings.backend_for(teacher))
         products = implementation.measure(
             maps, teacher, negatives=settings.negatives, shared_negatives=shared_negatives, **settings.common
         )
@@ -188,6 +189,7 @@ def contrastive_loss(
             faw=faw or None,  # type: ignore[arg-type]
             fam=fam,
             shared_negatives=shared_negatives,
+            rounding=rounding(teacher.dtype, name, precision),
             terms=terms,  # type: ignore[arg-type]
             targets=targets,
             first=first,
@@ -283,8 +285,8 @@ def contrastive_loss_backward(
         list(negatives), bands, band_value, representation, shared_negatives, backend, precision, group, group_mode
     )
     layers = len(settings.negatives)
+    implementation = load_backend(settings.backend_for(teacher))
     with exact_arithmetic(teacher.device):
-        implementation = load_backend(settings.backend_for(teacher))
         if upstream.dim() == 1:
             upstream = upstream[:, None].expand(-1, len(teacher))
         everyone = GradientCoefficients.of(packed, shared_negatives=shared_negatives)

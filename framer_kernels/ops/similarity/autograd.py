@@ -10,7 +10,7 @@ from torch import Tensor
 from framer_kernels.backends import BackendName, choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.objective import has_direction
-from framer_kernels.precision import NORM_FLOOR, compute_dtype, exact_arithmetic
+from framer_kernels.precision import NORM_FLOOR, compute_dtype, exact_arithmetic, rounding
 from framer_kernels.products import GradientCoefficients
 
 
@@ -61,7 +61,7 @@ def band_similarity(
     norms = products.norm_squared.sqrt()
     x_norm, y_norm = norms.clamp_min(NORM_FLOOR).unbind(dim=1)
     cosine = torch.stack([products.negative_dot_lf[0], products.negative_dot_hf[0, :, 0]]) / (x_norm * y_norm)
-    live = has_direction(products.norm_squared[:, 0]).to(cosine.dtype)
+    live = has_direction(products.norm_squared[:, 0], rounding(x.dtype, name, precision)).to(cosine.dtype)
     cosine = cosine * live
     return cosine, torch.cat([live / (x_norm * y_norm), -live * cosine / x_norm.square()])
 

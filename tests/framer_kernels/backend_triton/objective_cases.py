@@ -78,11 +78,11 @@ def errors(made: BandProducts, targets: objective.TargetNorms | None = None, **a
 def main() -> None:
     for (size, shared), options in itertools.product([(1, False), (3, False), (3, True), (5, False)], OPTIONS):
         made = products(4, size, size, shared=shared)
-        found = errors(made, negatives=NEGATIVES, shared_negatives=shared, share=1 / size, **options)
+        found = errors(made, negatives=NEGATIVES, shared_negatives=shared, rounding=1e-6, share=1 / size, **options)
         print(json.dumps([f"{size}-{shared}-{options['terms']}-{options['faw']}", found]))
     whole = products(4, 2, 5, shared=False)
     norms = objective.TargetNorms(torch.rand(5, dtype=torch.float64) + 1, torch.rand(4, 5, dtype=torch.float64) + 1)
-    found = errors(whole, norms, negatives=NEGATIVES, shared_negatives=False, first=0, **OPTIONS[0])
+    found = errors(whole, norms, negatives=NEGATIVES, shared_negatives=False, rounding=1e-6, first=0, **OPTIONS[0])
     print(json.dumps(["ranks", found]))
 
 
