@@ -351,13 +351,17 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     maps, teacher, negatives, bands, band_value, representation, _, shared, _, _, _, *rest, _, _ = inputs
     _, diagnostics, packed, sizes = output
     ctx.mark_non_differentiable(diagnostics, packed, sizes)
+    # Zeros would be made for the gradients of these, a launch each.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*maps, teacher, packed, sizes)
     ctx.settings = (list(negatives), bands, band_value, representation, shared, *rest)
     ctx.maps = len(maps)
 
 
-def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
     *maps, teacher, packed, sizes = ctx.saved_tensors
+    if upstream is None:
+        return None, *([None] * 16)
     layers = len(ctx.settings[0])
     needed = [i for i, need in enumerate(ctx.needs_input_grad[0][:layers]) if need]
     found = iter(contrastive_loss_backward(upstream, maps, teacher, packed, sizes, needed, *ctx.settings))

@@ -155,11 +155,14 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, y, teacher, *settings = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, y, teacher, output[1])
     ctx.settings = settings
 
 
-def _differentiate(ctx: Any, upstream: Tensor, _: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if upstream is None:
+        return (None,) * 8
     return band_similarity_backward(upstream, *ctx.saved_tensors, *ctx.settings), *([None] * 7)
 
 

@@ -1,0 +1,80 @@
+"""Counts what a step of the loss would launch on a device, in Triton's interpreter.
+
+Prints a line of JSON for every number of layers: the kernels, and torch's operations outside them but for those that
+only make views or allocate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import interpreter  # noqa: F401  (mends the interpreter)
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from triton.runtime.interpreter import GridExecutor
+
+from framer_kernels import framer_loss
+
+# Views, allocations, and copies of a few addresses from the host's memory.
+NO_LAUNCH = {
+    "alias",
+    "as_strided",
+    "detach",
+    "detach_",
+    "empty",
+    "empty_like",
+    "expand",
+    "lift_fresh",
+    "select",
+    "slice",
+    "split_with_sizes",
+    "to",
+    "unbind",
+    "unsqueeze",
+    "view",
+}
+
+
+def launches(layers: int) -> tuple[list[str], list[str]]:
+    kernels: list[str] = []
+    execute = GridExecutor.__call__
+
+    def counted(self: Any, *args: Any, **options: Any) -> None:
+        kernels.append(self.fn.__name__)
+        with record_function("kernel"):
+            execute(self, *args, **options)
+
+    students = [torch.randn(2, 8, 8, 8, requires_grad=True) for _ in range(layers)]
+    teacher = torch.randn(2, 8, 8, 8)
+    negatives = [(i + 1) % layers for i in range(layers)]
+    framer_loss(students, teacher, negatives=negatives, backend="triton")  # makes the tables of this size
+    upstream = torch.rand(layers)
+    GridExecutor.__call__ = counted
+    try:
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            out = framer_loss(students, teacher, negatives=negatives, backend="triton")
+            torch.autograd.grad(out.loss, students, upstream)
+    finally:
+        GridExecutor.__call__ = execute
+    operations = []
+    for event in record.events():
+        parents = []
+        parent = event.cpu_parent
+        while parent is not None:
+            parents.append(parent.name)
+            parent = parent.cpu_parent
+        inside = any(name == "kernel" or name.startswith("aten::") for name in parents)
+        name = event.name.removeprefix("aten::")
+        if event.name.startswith("aten::") and not inside and name not in NO_LAUNCH:
+            operations.append(name)
+    return kernels, operations
+
+
+if __name__ == "__main__":
+    for layers in (3, 9):
+        launches(layers)  # tables of the gradients
+        print(json.dumps([layers, *launches(layers)]))
