@@ -466,7 +466,6 @@ def framer_loss_spectral_gradients_bwd_kernel(
     i_gradient = tl.load(p_plan + i_plan * 4 + 2)
     i_row = tl.load(p_plan + i_plan * 4 + 3) * B + i_b
     m_row, m_column, m_corner = edges(HH, HW, BC)
-    b_odd, b_even = load_bands(p_low, i_own, H, W, HH, HW, BC, QUANTILE, MAGNITUDE)
     if ADD:
         a_1 = tl.zeros((HH, HW * BC), tl.float32)
         a_2 = tl.zeros((ROWS, HW * BC), tl.float32)
@@ -477,6 +476,8 @@ def framer_loss_spectral_gradients_bwd_kernel(
         b_x = load_tile(p_map + i_b * r_b, r_c, r_h, r_w, i_c, C, H, W, HP, WP, BC)
         b_cc, b_cs, b_sc, b_ss = transform(b_x, p_basis_h, p_basis_w, HP, WP, BC, PRECISION)
         a_1, a_2, a_3, a_4 = to_vector(b_cc, b_cs, b_sc, b_ss, m_row, m_column, MAGNITUDE)
+        tl.debug_barrier()
+        b_odd, b_even = load_bands(p_low, i_own, H, W, HH, HW, BC, QUANTILE, MAGNITUDE)
         lf, hf = tl.load(p_negative_lf + i_row), tl.load(p_negative_hf + i_row)
         a_1 *= by_band(b_odd, 1, lf, hf)
         a_2 *= by_band(b_even, 2, lf, hf)
@@ -488,6 +489,9 @@ def framer_loss_spectral_gradients_bwd_kernel(
         a_2 += by_band(b_even, 2, lf * t_2, 0.0)
         a_3 += by_band(b_odd, 4, lf * t_3, 0.0)
         a_4 += by_band(b_even, 8, lf * t_4, 0.0)
+    # Keeps loads from moving up, where registers are scarce.
+    tl.debug_barrier()
+    b_odd, b_even = load_bands(p_low, i_own, H, W, HH, HW, BC, QUANTILE, MAGNITUDE)
     for i_g in range(G):
         i_tile = i_g * CHUNKS + i_chunk
         t_1, t_2, t_3, t_4 = load_vector(p_vectors, i_tile, H, W, HH, HW, BC, MAGNITUDE)
@@ -500,10 +504,12 @@ def framer_loss_spectral_gradients_bwd_kernel(
         a_2 += by_band(b_out_even, 2, 0.0, hf * t_2)
         a_3 += by_band(b_out, 4, 0.0, hf * t_3)
         a_4 += by_band(b_out_even, 8, 0.0, hf * t_4)
+    tl.debug_barrier()
     if MAGNITUDE or not ADD:
         p_map, r_b, r_c, r_h, r_w = map_row(p_table, i_layer, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)
         b_x = load_tile(p_map + i_b * r_b, r_c, r_h, r_w, i_c, C, H, W, HP, WP, BC)
         b_cc, b_cs, b_sc, b_ss = transform(b_x, p_basis_h, p_basis_w, HP, WP, BC, PRECISION)
+        tl.debug_barrier()
         x_1, x_2, x_3, x_4 = to_components(b_cc, b_cs, b_sc, b_ss, m_row, m_column)
         if MAGNITUDE:
             a_1, a_2, a_3, a_4 = through_magnitudes(a_1, a_2, a_3, a_4, x_1, x_2, x_3, x_4, m_corner)
@@ -515,6 +521,7 @@ def framer_loss_spectral_gradients_bwd_kernel(
             a_2 += by_band(b_odd, 2, lf, hf) * x_2
             a_3 += by_band(b_odd, 4, lf, hf) * x_3
             a_4 += by_band(b_odd, 8, lf, hf) * x_4
+    tl.debug_barrier()
     b_cc, b_cs, b_sc, b_ss = from_components(a_1, a_2, a_3, a_4, m_row, m_column)
     b_out = inverse(b_cc, b_cs, b_sc, b_ss, p_basis_h, p_basis_w, HP, WP, BC, PRECISION)
     p_map, r_b, r_c, r_h, r_w = map_row(p_table, i_gradient, g_b, g_c, g_h, g_w, DTYPE, ALIGNED, UNIFORM)
