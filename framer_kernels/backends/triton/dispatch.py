@@ -1,19 +1,22 @@
-"""Which kernels compute what: those that need no bins where bands are radial and vectors complex, else those that do."""
+"""Which kernels compute what: where bands are radial and vectors complex no bins need be formed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
+from framer_kernels.backends import ProductsBackend
 from framer_kernels.backends.triton import launchers, spectral
 from framer_kernels.bands import BandSplit
 from framer_kernels.products import BandProducts, GradientCoefficients
 from framer_kernels.types import Representation
 
 
-def _packed(bands: BandSplit, representation: Representation) -> bool:
-    return bands.kind == "radial" and representation == "complex"
+def _kernels(bands: BandSplit, representation: Representation) -> ProductsBackend:
+    packed = bands.kind == "radial" and representation == "complex"
+    return cast(ProductsBackend, launchers if packed else spectral)
 
 
 def measure(
@@ -27,7 +30,7 @@ def measure(
     precision: str,
 ) -> BandProducts:
     """Measures the maps of one rank; arguments are those of `launchers.measure`."""
-    return (launchers if _packed(bands, representation) else spectral).measure(
+    return _kernels(bands, representation).measure(
         maps,
         teacher,
         negatives=negatives,
@@ -51,7 +54,7 @@ def gradients(
     precision: str,
 ) -> list[Tensor | None]:
     """Gradients of the students; arguments are those of `launchers.gradients`."""
-    return (launchers if _packed(bands, representation) else spectral).gradients(
+    return _kernels(bands, representation).gradients(
         maps,
         teacher,
         coefficients,
@@ -75,7 +78,7 @@ def cross_products(
     precision: str,
 ) -> Tensor:
     """High-band products with another rank's maps; arguments are those of `launchers.cross_products`."""
-    return (launchers if _packed(bands, representation) else spectral).cross_products(
+    return _kernels(bands, representation).cross_products(
         maps, teacher, targets, target_teacher, bands=bands, representation=representation, precision=precision
     )
 
@@ -93,7 +96,7 @@ def add_cross_gradients(
     precision: str,
 ) -> None:
     """Adds the gradients of `cross_products`; arguments are those of `launchers.add_cross_gradients`."""
-    (launchers if _packed(bands, representation) else spectral).add_cross_gradients(
+    _kernels(bands, representation).add_cross_gradients(
         gradients,
         weights,
         maps,

@@ -1,13 +1,13 @@
 """Triton kernels for what needs the bins of the spectrum: magnitudes, and quantile bands.
 
-At each position of the quadrants of packed coefficients are two bins, ``F(k_h, k_w)`` and ``F(-k_h, k_w)`` inside and
-those of the two edges on an edge; at the corner are four real ones. Components 1 and 2 are the real and imaginary part
-of the first bin, 3 and 4 those of the second, at the corner each is a bin. They are times the root of the number of bins
-that they stand for, so that plain sums of products are those over the whole spectrum. The vector of ``complex`` is made
-of components, that of ``magnitude`` of magnitudes: 1 and 3 of bins, 2 and 4 of the corner's other two alone. In all
-bands bit ``q - 1`` of a position is set where component q is low.
+At each position of the quadrants of packed coefficients are two bins: inside ``F(k_h, k_w)`` and ``F(-k_h, k_w)``, in the
+first row or column those of the two edges; in the corner, which both share, are four real ones. Components 1 and 2 are
+the real and imaginary part of the first bin, 3 and 4 those of the second; in the corner each is a bin. They are times the
+root of the number of bins that they stand for, so that plain sums of products are those over the whole spectrum. The
+vector of ``complex`` is made of components, that of ``magnitude`` of the magnitudes of bins: 1 and 3 at all positions, 2
+and 4 in the corner alone. Bit ``q - 1`` of a position is set where component q is in the low band.
 
-Vectors in scratch are tiles: for each sample and chunk of channels ``[rows, columns, channels]`` of components 1, 3, 2, 4.
+A vector in scratch is a tile for each sample and chunk of channels, ``[rows, columns, channels]`` of 1, 3, 2 and 4.
 """
 # mypy: ignore-errors
 # ruff: noqa: D103, N803
@@ -149,11 +149,7 @@ def load_bands(p_low, i_tile, H: tl.constexpr, W: tl.constexpr, HH: tl.constexpr
 
 @triton.jit
 def total(b_odd, b_even, MAGNITUDE: tl.constexpr):
-    if MAGNITUDE:
-        out = tl.sum(b_odd) + tl.sum(b_even)
-    else:
-        out = tl.sum(b_odd + b_even)
-    return out
+    return tl.sum(b_odd) + tl.sum(b_even) if MAGNITUDE else tl.sum(b_odd + b_even)
 
 
 @triton.jit
@@ -253,7 +249,7 @@ def framer_loss_magnitudes_fwd_kernel(
     H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr, BC: tl.constexpr, DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``|F|`` over the whole spectrum, ``[B, H * W, C]`` in some order: those of conjugate bins are equal to the bit."""
+    """``|F|`` over the whole spectrum, ``[B, H * W, C]`` in some order; conjugate bins' are equal to the bit."""
     HH: tl.constexpr = HP // 2
     HW: tl.constexpr = WP // 2
     i_chunk, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
