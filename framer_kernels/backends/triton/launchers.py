@@ -51,10 +51,6 @@ def supports(
         shared_negatives: Whether other images' negatives repel too.
         group: Whether other ranks' samples are compared with.
     """
-    if bands.kind != "radial":
-        return f"the Triton kernels know radial bands alone, not {bands.kind}"
-    if representation != "complex":
-        return f"the Triton kernels know the complex representation alone, not {representation}"
     if teacher.dtype not in _DTYPES:
         return f"the Triton kernels take float32, bfloat16 and float16 features, not {teacher.dtype}"
     batch, channels, height, width = teacher.shape

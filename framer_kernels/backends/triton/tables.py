@@ -42,6 +42,19 @@ class LowTables(NamedTuple):
     rows_w: int
 
 
+class SpectralTables(NamedTuple):
+    """What kernels that form bins need."""
+
+    basis_h: Tensor
+    """As in `ForwardTables`."""
+    basis_w: Tensor
+    low: Tensor
+    """Radial bands: ``[cosine rows, cosine columns]`` int8, bit ``q - 1`` is set where component q of the bins at a
+    position is low; empty for quantile bands."""
+    energy_scales: tuple[float, float]
+    """1 / (bins + eps) of the low and the high band; 1 for quantile bands, which differ from channel to channel."""
+
+
 def _rounded(basis: Tensor, precision: str, device: torch.device) -> Tensor:
     """The matrix in the numbers that the matrix units take, rounded to nearest."""
     if precision == "bf16x3":
@@ -119,3 +132,29 @@ def low_tables(
     low = torch.zeros(rows_h, rows_w, dtype=torch.int32, device="cpu")
     low[: len(kept[0]), : len(kept[1])] = by_coefficient[kept[0][:, None], kept[1]].int()
     return LowTables(bases[0], bases[1], low.to(device), rows_h, rows_w)
+
+
+@lru_cache(maxsize=64)
+def spectral_tables(
+    height: int, width: int, padded_h: int, padded_w: int, bands: BandSplit, precision: str, device: torch.device
+) -> SpectralTables:
+    """Tables of a size, made once."""
+    basis_h, frequencies_h = _quadrants(PackedAxis(height), padded_h)
+    basis_w, frequencies_w = _quadrants(PackedAxis(width), padded_w)
+    bases = [_rounded(basis, precision, device) for basis in (basis_h, basis_w)]
+    if bands.kind == "quantile":
+        return SpectralTables(bases[0], bases[1], torch.zeros(0, dtype=torch.int8, device=device), (1.0, 1.0))
+    mask = bands.radial_mask(height, width, torch.device("cpu"))
+    low = torch.zeros((height + 1) // 2, (width + 1) // 2, dtype=torch.int8)
+    for row in range(low.shape[0]):
+        for column in range(low.shape[1]):
+            # Quadrants cc, cs, ss, sc: inside and on edges the bin of component q is that of this coefficient, too.
+            quadrants = [(0, 0), (0, 1), (1, 1), (1, 0)]
+            if row and not column:
+                quadrants = [(0, 0), (1, 0), (1, 1), (0, 1)]
+            for q, (sine_h, sine_w) in enumerate(quadrants):
+                k_h, k_w = frequencies_h[sine_h][row], frequencies_w[sine_w][column]
+                if k_h is not None and k_w is not None and bool(mask[k_h, k_w]):
+                    low[row, column] |= 1 << q
+    scale_lf, scale_hf = (1 / (int(band.sum()) + ENERGY_EPS) for band in (mask, ~mask))
+    return SpectralTables(bases[0], bases[1], low.to(device), (scale_lf, scale_hf))

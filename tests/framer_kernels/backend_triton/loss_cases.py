@@ -15,12 +15,22 @@ import interpreter  # noqa: F401  (mends the interpreter)
 import torch
 from torch import Tensor
 
-from framer_kernels import band_energy, band_similarity, framer_loss, inter_contrastive_loss, intra_contrastive_loss
+from framer_kernels import (
+    BandSplit,
+    band_energy,
+    band_similarity,
+    framer_loss,
+    inter_contrastive_loss,
+    intra_contrastive_loss,
+)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "paper": {},
     "shared": {"shared_negatives": True, "faw": "absolute"},
     "unweighted": {"faw": None, "fam": False, "temperature": 0.1},
+    "magnitude": {"representation": "magnitude"},
+    "quantile": {"bands": BandSplit.quantile(0.25), "shared_negatives": True},
+    "both": {"bands": BandSplit.quantile(0.6), "representation": "magnitude"},
 }
 
 

@@ -22,6 +22,7 @@ from framer_kernels.backends import portable, triton
 from framer_kernels.backends.triton.configs import ProductConfig
 from framer_kernels.bands import BandSplit
 from framer_kernels.products import GradientCoefficients
+from framer_kernels.types import BandKind, Representation
 
 SHAPES = [
     (3, 17, 8, 8),
@@ -60,13 +61,25 @@ class Case:
     cutoff: float
     shared: bool
     cross: bool = False
+    kind: BandKind = "radial"
+    representation: Representation = "complex"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What all functions of a backend take."""
+        return {
+            "bands": BandSplit(self.kind, self.cutoff),
+            "representation": self.representation,
+            "precision": self.precision,
+        }
 
     @property
     def name(self) -> str:
         shape = "x".join(map(str, self.shape))
         negatives = "".join(map(str, self.negatives))
         shared = "-shared" if self.shared else ""
-        return f"{shape}-{self.layout}-{self.dtype}-{self.precision}-{negatives}-{self.cutoff}{shared}"
+        features = f"{shape}-{self.layout}-{self.dtype}-{self.precision}-{negatives}"
+        return f"{features}-{self.kind}{self.cutoff}-{self.representation}{shared}"
 
 
 def cases() -> list[Case]:
@@ -121,10 +134,7 @@ def error(value: Tensor, exact: Tensor) -> float:
 def run(case: Case) -> dict[str, float]:
     *maps, teacher = features(case)
     exact_maps, exact_teacher = [x.double() for x in maps], teacher.double()
-    options: dict[str, Any] = {
-        "negatives": case.negatives, "bands": BandSplit.radial(case.cutoff), "representation": "complex",
-        "shared_negatives": case.shared, "precision": case.precision,
-    }  # fmt: skip
+    options = {"negatives": case.negatives, "shared_negatives": case.shared, **case.options}
     products = triton.measure(maps, teacher, **options)
     exact = portable.measure(exact_maps, exact_teacher, **options)
     errors = {name: error(getattr(products, name), getattr(exact, name)) for name in products._fields}
@@ -143,37 +153,37 @@ def run(case: Case) -> dict[str, float]:
         same = gradient.dtype == maps[i].dtype and gradient.stride() == torch.empty_like(maps[i]).stride()
         errors[f"gradient{i}"] = error(gradient, right) if same else float("inf")
     if case.cross:
-        errors.update(run_cross(case, maps, teacher, options))
+        errors.update(run_cross(case, maps, teacher))
     return errors
 
 
-def run_cross(case: Case, maps: list[Tensor], teacher: Tensor, options: dict[str, Any]) -> dict[str, float]:
-    """Another rank's samples."""
-    chosen = {name: options[name] for name in ("bands", "representation", "precision")}
-    targets, exact = maps[3], [x.double() for x in maps]
-    products = triton.cross_products(maps[:2], teacher, targets, targets, **chosen)
-    right = portable.cross_products(exact[:2], teacher.double(), exact[3], exact[3], **chosen)
+def run_cross(case: Case, maps: list[Tensor], teacher: Tensor) -> dict[str, float]:
+    """Another rank's samples, which may be fewer, and their teacher."""
+    exact = [x.double() for x in maps]
+    fewer = slice(case.shape[0] // 2, None)
+    theirs, exact_theirs = [(x[3][fewer], x[2][fewer]) for x in (maps, exact)]
+    products = triton.cross_products(maps[:2], teacher, *theirs, **case.options)
+    right = portable.cross_products(exact[:2], teacher.double(), *exact_theirs, **case.options)
     weights = torch.randn(right.shape, generator=torch.Generator().manual_seed(2)).transpose(0, 1).contiguous()
     weights = weights.transpose(0, 1)
     sums, exact_sums = [x.clone() for x in maps[:2]], [x.clone() for x in exact[:2]]
-    triton.add_cross_gradients(sums, weights, maps[:2], teacher, targets, targets, **chosen)
+    triton.add_cross_gradients(sums, weights, maps[:2], teacher, *theirs, **case.options)
     portable.add_cross_gradients(
-        exact_sums, weights.double(), exact[:2], teacher.double(), exact[3], exact[3], **chosen
+        exact_sums, weights.double(), exact[:2], teacher.double(), *exact_theirs, **case.options
     )
     added = max(error(a, b) for a, b in zip(sums, exact_sums, strict=True))
     return {"cross_products": error(products, right), "gradient_cross": added}
 
 
-def run_isolation() -> dict[str, float]:
+ISOLATION = Case((3, 5, 8, 8), "tokens", "float32", "bf16x3", (1, 2, 3), 0.25, False)
+
+
+def run_isolation(case: Case) -> dict[str, float]:
     """NaN and infinity in sample 1 of layer 0 reach neither other samples nor layers that do not see it."""
-    case = Case((3, 5, 8, 8), "tokens", "float32", "bf16x3", (1, 2, 3), 0.25, False)
     *maps, teacher = features(case)
     maps[0][1, 2, 3, 4] = float("nan")
     maps[0][1, 3, 0, 0] = float("inf")
-    options: dict[str, Any] = {
-        "negatives": case.negatives, "bands": BandSplit.radial(0.25), "representation": "complex",
-        "shared_negatives": False, "precision": "bf16x3",
-    }  # fmt: skip
+    options = {"negatives": case.negatives, "shared_negatives": False, **case.options}
     products = triton.measure(maps, teacher, **options)
     gradients = triton.gradients(maps, teacher, coefficients(case), torch.ones(3, 3), needed=[True] * 3, **options)
     spread = dict.fromkeys(("products", "gradients"), 0)
@@ -209,12 +219,17 @@ def poisoned(make: Any) -> Any:
     return made
 
 
-if __name__ == "__main__":
+def prepare() -> None:
+    """One thread, few programs, and memory that is not initialised is NaN."""
     torch.set_num_threads(1)
     np.seterr(all="ignore")
     ProductConfig.choose = few_programs(ProductConfig.choose)
     torch.empty, torch.empty_like = poisoned(torch.empty), poisoned(torch.empty_like)
-    print(json.dumps({"name": "isolation", "errors": run_isolation()}), flush=True)
+
+
+if __name__ == "__main__":
+    prepare()
+    print(json.dumps({"name": "isolation", "errors": run_isolation(ISOLATION)}), flush=True)
     for case in cases():
         if len(sys.argv) < 2 or sys.argv[1] in case.name:
             print(json.dumps({"name": case.name, "errors": run(case)}), flush=True)
