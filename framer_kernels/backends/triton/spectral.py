@@ -245,9 +245,8 @@ class _Launcher:
         config = SumConfig.choose()
         size = sums.shape[1]
         out = self.empty(size)
-        blocks = triton.cdiv(size, config.results)
-        kernels.framer_loss_sums_fwd_kernel[(blocks,)](
-            out, sums, sums, size, sums.shape[0], 0, 0, blocks, BR=config.results, BK=config.parts,
+        kernels.framer_loss_sums_fwd_kernel[(triton.cdiv(size, config.results),)](
+            out, sums, sums, sums, size, sums.shape[0], 0, 0, 0, 0, BR=config.results, BK=config.parts,
             num_warps=config.num_warps,
         )  # fmt: skip
         return out
@@ -363,6 +362,7 @@ def gradients(
     maps: Sequence[Tensor],
     teacher: Tensor,
     coefficients: GradientCoefficients,
+    upstream: Tensor,
     *,
     negatives: Sequence[int],
     bands: BandSplit,
@@ -377,6 +377,7 @@ def gradients(
         maps: As in `measure`.
         teacher: As in `measure`.
         coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``.
+        upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
         negatives: As in `measure`.
         bands: As in `measure`.
         representation: As in `measure`.
@@ -398,6 +399,7 @@ def gradients(
         return [None] * len(negatives)
     table, gradient_table = MapTable.of([*maps, teacher]), MapTable.of(list(made.values()))
     plan = [n for k, i in enumerate(wanted) for n in (i, negatives[i], count + 1 + k, i)]
+    coefficients = coefficients.times(upstream)
     own = coefficients._replace(
         negative_hf=torch.zeros_like(coefficients.negative_lf) if shared_negatives else coefficients.negative_hf
     )

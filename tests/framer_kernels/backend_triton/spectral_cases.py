@@ -65,7 +65,8 @@ def run_dead(case: Case) -> dict[str, float]:
     maps[0][:, 1] = 0
     maps[1][0] = 0
     gradients = triton.gradients(
-        maps, teacher, parity_cases.coefficients(case), negatives=case.negatives, shared_negatives=case.shared,
+        maps, teacher, parity_cases.coefficients(case), torch.ones(3, 2), negatives=case.negatives,
+        shared_negatives=case.shared,
         needed=[True] * 3, **case.options,
     )  # fmt: skip
     assert gradients[0] is not None
