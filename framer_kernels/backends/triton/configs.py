@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+COMPILER = {"enable_fp_fusion": True}
+"""Said at every launch, for Triton's default changes with its version."""
+
 LARGEST_SIDE = 64
 """Sides of maps that fit a tile."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from framer_kernels.backends.triton import kernels
 from framer_kernels.backends.triton.addresses import MapTable, device_guard, is_channels_last, parts, upload
 from framer_kernels.backends.triton.configs import (
+    COMPILER,
     LARGEST_SIDE,
     GradientConfig,
     ProductConfig,
@@ -132,7 +133,7 @@ def _forward(teacher: Tensor, bands: BandSplit, precision: str) -> tuple[Transfo
 
 
 def _meta(table: MapTable, dtype: torch.dtype) -> dict[str, Any]:
-    return {"DTYPE": _DTYPES[dtype], "ALIGNED": table.aligned, "UNIFORM": table.uniform}
+    return {"DTYPE": _DTYPES[dtype], "ALIGNED": table.aligned, "UNIFORM": table.uniform, **COMPILER}
 
 
 def _high_pass(
@@ -206,7 +207,7 @@ def _sum_parts(*arrays: Tensor) -> Tensor:
     blocks = sum(triton.cdiv(size, config.results) for size in sizes)
     kernels.framer_loss_sums_fwd_kernel[(blocks,)](
         out, first, second, third, *(n for x in (first, second, third) for n in (x.shape[1], x.shape[0])),
-        BR=config.results, BK=config.parts, num_warps=config.num_warps,
+        BR=config.results, BK=config.parts, num_warps=config.num_warps, **COMPILER,
     )  # fmt: skip
     return out
 
@@ -343,7 +344,7 @@ def gradients(
     table, gradient_table = MapTable.of([*maps, teacher]), MapTable.of(list(made.values()))
     meta = {
         "DTYPE": _DTYPES[teacher.dtype], "ALIGNED": table.aligned and gradient_table.aligned,
-        "UNIFORM": table.uniform and gradient_table.uniform,
+        "UNIFORM": table.uniform and gradient_table.uniform, **COMPILER,
     }  # fmt: skip
     plan = [n for k, i in enumerate(wanted) for n in (i, negatives[i], count + 1 + k)]
     fields, strides = _alike(coefficients)

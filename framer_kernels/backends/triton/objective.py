@@ -10,7 +10,7 @@ from torch import Tensor
 from framer_kernels import objective
 from framer_kernels.backends.triton import objective_kernels
 from framer_kernels.backends.triton.addresses import device_guard, upload
-from framer_kernels.backends.triton.configs import power_of_two
+from framer_kernels.backends.triton.configs import COMPILER, power_of_two
 from framer_kernels.precision import ENERGY_EPS, NORM_FLOOR
 from framer_kernels.products import BandProducts
 from framer_kernels.types import FawMode
@@ -86,6 +86,6 @@ def loss_and_coefficients(
             out.coefficients.shape[2], first, float(temperature), share,
             BG=power_of_two(groups), FAW=faw or "none", FAM=fam, INTRA=terms != "inter", INTER=terms != "intra",
             SHARED=shared_negatives, LOCAL=targets is None, FLOOR=NORM_FLOOR, EPS=ENERGY_EPS, ROUNDING=rounding,
-            num_warps=1 if groups <= 256 else 4,
+            num_warps=1 if groups <= 256 else 4, **COMPILER,
         )  # fmt: skip
     return out

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from framer_kernels.backends.triton.addresses import device_guard
+from framer_kernels.backends.triton.configs import COMPILER
 
 _SIZE = 64
 
@@ -30,6 +31,6 @@ def run(device: torch.device) -> None:
     numbers = torch.arange(_SIZE, dtype=torch.int32, device=device)
     found = torch.zeros_like(numbers)
     with device_guard(device):
-        framer_probe_kernel[(1,)](numbers, found, SIZE=_SIZE)
+        framer_probe_kernel[(1,)](numbers, found, SIZE=_SIZE, **COMPILER)
     if not torch.equal(found, 2 * numbers + 1):
         raise RuntimeError(f"a kernel that doubles and adds one made {found[:4].tolist()} of {numbers[:4].tolist()}")

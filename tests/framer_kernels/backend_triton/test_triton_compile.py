@@ -37,7 +37,7 @@ NARROW = {"sums_fwd": 32, "64x64-bfloat16-tokens-bf16x3 framer_loss_teacher_fwd"
 def compiled(target: str, cases: list[list[Any]]) -> list[dict[str, Any]]:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2])}
     environment.pop("TRITON_INTERPRET", None)
-    program = [sys.executable, str(HERE / "compile_cases.py"), target, json.dumps(cases)]
+    program = [sys.executable, "-W", "error::UserWarning", str(HERE / "compile_cases.py"), target, json.dumps(cases)]
     done = subprocess.run(program, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
