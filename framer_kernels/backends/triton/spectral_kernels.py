@@ -1,11 +1,11 @@
 """Triton kernels for what needs the bins of the spectrum: magnitudes, and quantile bands.
 
-At each position of the quadrants of packed coefficients are two bins: inside ``F(k_h, k_w)`` and ``F(-k_h, k_w)``, in the
-first row or column those of the two edges; in the corner, which both share, are four real ones. Components 1 and 2 are
-the real and imaginary part of the first bin, 3 and 4 those of the second; in the corner each is a bin. They are times the
-root of the number of bins that they stand for, so that plain sums of products are those over the whole spectrum. The
-vector of ``complex`` is made of components, that of ``magnitude`` of the magnitudes of bins: 1 and 3 at all positions, 2
-and 4 in the corner alone. Bit ``q - 1`` of a position is set where component q is in the low band.
+At each position of the quadrants of packed coefficients are two bins: inside ``F(k_h, k_w)`` and ``F(-k_h, k_w)``, in
+the first row or column those of the two edges; in the corner, which both share, are four real ones. Components 1 and 2
+are the real and imaginary part of the first bin, 3 and 4 those of the second; in the corner each is a bin. They are
+times the root of the number of bins that they stand for, so that plain sums of products are those over the whole
+spectrum. The vector of ``complex`` is made of components, that of ``magnitude`` of the magnitudes of bins: 1 and 3 at
+all positions, 2 and 4 in the corner alone. Bit ``q - 1`` of a position is set where component q is in the low band.
 
 A vector in scratch is a tile for each sample and chunk of channels, ``[rows, columns, channels]`` of 1, 3, 2 and 4.
 """

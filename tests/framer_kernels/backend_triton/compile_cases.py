@@ -19,9 +19,10 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from framer_kernels.backends.triton import launchers
+from framer_kernels.backends import triton as backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.products import GradientCoefficients
+from framer_kernels.types import BandKind, Representation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,7 +72,14 @@ def resources(compiled: Any) -> dict[str, Any]:
     return {"spills": spills, "shared": shared, "widest_load": max(widths, default=0)}
 
 
-def run(shape: tuple[int, int, int, int], dtype: str, layout: str, precision: str) -> None:
+def run(
+    shape: tuple[int, int, int, int],
+    dtype: str,
+    layout: str,
+    precision: str,
+    kind: BandKind = "radial",
+    representation: Representation = "complex",
+) -> None:
     """Everything that the backend launches for maps of a kind."""
 
     def make() -> Tensor:
@@ -79,21 +87,19 @@ def run(shape: tuple[int, int, int, int], dtype: str, layout: str, precision: st
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if layout == "tokens" else x
 
     maps, teacher, size = [make(), make()], make(), shape[0]
-    bands = BandSplit.radial(0.25)
-    launchers.measure(
-        maps, teacher, negatives=[1, 0], bands=bands, representation="complex", shared_negatives=False,
-        precision=precision,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "bands": BandSplit(kind, 0.25), "representation": representation, "precision": precision,
+    }  # fmt: skip
+    negatives = {"negatives": [1, 0], "shared_negatives": False}
+    backend.measure(maps, teacher, **negatives, **options)
     pairs = [torch.zeros(2, size) for _ in range(4)]
-    gradients = launchers.gradients(
-        maps, teacher, GradientCoefficients(*pairs, torch.zeros(2, size, size), torch.zeros(2, size, 1)),
-        torch.zeros(2, size), negatives=[1, 0], bands=bands, representation="complex", shared_negatives=False,
-        needed=[True, True], precision=precision,
-    )  # fmt: skip
-    launchers.add_cross_gradients(
-        [x for x in gradients if x is not None], torch.zeros(2, size, size), maps, teacher, teacher, teacher,
-        bands=bands, representation="complex", precision=precision,
-    )  # fmt: skip
+    coefficients = GradientCoefficients(*pairs, torch.zeros(2, size, size), torch.zeros(2, size, 1))
+    found = backend.gradients(
+        maps, teacher, coefficients, torch.zeros(2, size), **negatives, needed=[True, True], **options
+    )
+    backend.cross_products(maps, teacher, teacher, teacher, **options)
+    gradients = [x for x in found if x is not None]
+    backend.add_cross_gradients(gradients, torch.zeros(2, size, size), maps, teacher, teacher, teacher, **options)
 
 
 def main(target: str, cases: list[list[Any]]) -> None:

@@ -29,9 +29,44 @@ CASES: list[list[Any]] = [
     [[16, 64, 64, 64], "float32", "tokens", "tf32"],
     [[5, 64, 13, 24], "float16", "tokens", "tf32"],
 ]
-# Of loads that are narrower than 128 bits for a reason, the width: the sums are few numbers; a program transforms two
-# channels of the teacher at 64 x 64, for all its coefficients are kept in registers.
-NARROW = {"sums_fwd": 32, "64x64-bfloat16-tokens-bf16x3 framer_loss_teacher_fwd": 32}
+# Of loads that are narrower than 128 bits for a reason, the width: sums are few numbers; a program that keeps all of a
+# map's coefficients has few channels at 64 x 64 or in fp32.
+NARROW = {
+    "sums_fwd": 32,
+    "64x64-bfloat16-tokens-bf16x3 framer_loss_teacher_fwd": 32,
+    "magnitudes_fwd": 16,
+    "64x64-bfloat16-tokens-bf16x3-quantile": 16,
+    "ieee-quantile": 16,
+}
+SPECTRAL: list[list[Any]] = [
+    [*USUAL[0], "quantile", "magnitude"],
+    [*USUAL[0], "quantile", "complex"],
+    [*USUAL[0], "radial", "magnitude"],
+    [[4, 64, 32, 32], "float32", "tokens", "ieee", "quantile", "complex"],
+    [[4, 64, 8, 8], "float16", "tokens", "bf16x3", "quantile", "magnitude"],
+    [[2, 64, 28, 48], "float32", "images", "bf16x3", "quantile", "magnitude"],
+    [[2, 64, 64, 64], "bfloat16", "tokens", "bf16x3", "quantile", "complex"],
+]
+# Bytes of stack, of kernels that form bins alone. Large maps, and fp32 products, which hold both factors in registers:
+# two maps' coefficients and matrices of 64 columns are a few registers too many. The other: ptxas keeps to a round
+# number of registers by moving a few numbers to the stack, with registers to spare.
+SPILLS = {"64x64": 128, "28x48": 32, "ieee-quantile": 64, "spectral_gradients_bwd": 16}
+PACKED_KERNELS = {
+    "framer_loss_teacher_fwd_kernel",
+    "framer_loss_statistics_fwd_kernel",
+    "framer_loss_products_fwd_kernel",
+    "framer_loss_sums_fwd_kernel",
+    "framer_loss_gradients_bwd_kernel",
+    "framer_loss_targets_bwd_kernel",
+}
+SPECTRAL_KERNELS = {
+    "framer_loss_magnitudes_fwd_kernel",
+    "framer_loss_vectors_fwd_kernel",
+    "framer_loss_spectral_statistics_fwd_kernel",
+    "framer_loss_spectral_products_fwd_kernel",
+    "framer_loss_sums_fwd_kernel",
+    "framer_loss_spectral_gradients_bwd_kernel",
+}
 
 
 def compiled(target: str, cases: list[list[Any]]) -> list[dict[str, Any]]:
@@ -43,31 +78,36 @@ def compiled(target: str, cases: list[list[Any]]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(target: str, cases: list[list[Any]]) -> None:
+def check(target: str, cases: list[list[Any]], expected: set[str]) -> None:
     kernels = compiled(target, cases)
-    assert {kernel["kernel"] for kernel in kernels} == {
-        "framer_loss_teacher_fwd_kernel",
-        "framer_loss_statistics_fwd_kernel",
-        "framer_loss_products_fwd_kernel",
-        "framer_loss_sums_fwd_kernel",
-        "framer_loss_gradients_bwd_kernel",
-        "framer_loss_targets_bwd_kernel",
-    }
+    assert {kernel["kernel"] for kernel in kernels} == expected
     wrong = []
     for kernel in kernels:
         name = f"{kernel['case']} {kernel['kernel']}"
         wide = next((width for what, width in NARROW.items() if what in name), 128)
-        if kernel["spills"] or kernel["shared"] > SHARED[target] * 1024 or kernel["widest_load"] < wide:
+        bins = kernel["kernel"] in SPECTRAL_KERNELS
+        spills = next((limit for what, limit in SPILLS.items() if what in name), 0) if bins else 0
+        if kernel["spills"] > spills or kernel["shared"] > SHARED[target] * 1024 or kernel["widest_load"] < wide:
             wrong.append(kernel)
     assert wrong == []
 
 
 @pytest.mark.parametrize("target", ["80", "90"])
 def test_the_usual_case_compiles_within_limits(target: str) -> None:
-    check(target, USUAL)
+    check(target, USUAL, PACKED_KERNELS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", list(SHARED))
 def test_all_cases_compile_within_limits(target: str) -> None:
-    check(target, CASES)
+    check(target, CASES, PACKED_KERNELS)
+
+
+def test_the_usual_case_of_bins_compiles_within_limits() -> None:
+    check("90", SPECTRAL[:1], SPECTRAL_KERNELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", list(SHARED))
+def test_all_cases_of_bins_compile_within_limits(target: str) -> None:
+    check(target, SPECTRAL, SPECTRAL_KERNELS)
