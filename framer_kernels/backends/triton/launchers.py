@@ -347,7 +347,7 @@ def gradients(
         "UNIFORM": table.uniform and gradient_table.uniform, **COMPILER,
     }  # fmt: skip
     plan = [n for k, i in enumerate(wanted) for n in (i, negatives[i], count + 1 + k)]
-    fields, strides = _alike(coefficients)
+    fields, strides = alike(coefficients)
     upstream = upstream.float()
     with device_guard(teacher.device):
         numbers = upload([*table.rows, *gradient_table.rows, *plan], teacher.device)
@@ -375,7 +375,7 @@ def gradients(
     return [made.get(i) for i in range(len(negatives))]
 
 
-def _alike(coefficients: GradientCoefficients) -> tuple[list[Tensor], tuple[int, int]]:
+def alike(coefficients: GradientCoefficients) -> tuple[list[Tensor], tuple[int, int]]:
     """The coefficients as fp32 with the strides of layers and samples that all of them have.
 
     Those that the objective's kernel wrote are parts of one array, and no copy is made.

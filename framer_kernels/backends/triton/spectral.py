@@ -13,8 +13,8 @@ from torch import Tensor
 
 from framer_kernels.backends.triton import kernels, spectral_kernels
 from framer_kernels.backends.triton.addresses import MapTable, device_guard, parts, upload
-from framer_kernels.backends.triton.configs import SumConfig, TransformConfig, power_of_two, warps
-from framer_kernels.backends.triton.launchers import PRECISIONS, Walk, supports
+from framer_kernels.backends.triton.configs import COMPILER, SumConfig, TransformConfig, power_of_two, warps
+from framer_kernels.backends.triton.launchers import PRECISIONS, Walk, alike, supports
 from framer_kernels.backends.triton.tables import SpectralTables, spectral_tables
 from framer_kernels.bands import BandSplit, sample_quantile
 from framer_kernels.precision import ENERGY_EPS
@@ -120,6 +120,7 @@ class _Launcher:
             "DTYPE": _DTYPES[self.dtype],
             "ALIGNED": all(table.aligned for table in tables),
             "UNIFORM": all(table.uniform for table in tables),
+            **COMPILER,
         }
 
     def vectors(
@@ -247,7 +248,7 @@ class _Launcher:
         out = self.empty(size)
         kernels.framer_loss_sums_fwd_kernel[(triton.cdiv(size, config.results),)](
             out, sums, sums, sums, size, sums.shape[0], 0, 0, 0, 0, BR=config.results, BK=config.parts,
-            num_warps=config.num_warps,
+            num_warps=config.num_warps, **COMPILER,
         )  # fmt: skip
         return out
 
@@ -268,8 +269,8 @@ class _Launcher:
         numbers = upload([*table.rows, *gradient_table.rows, *plan], self.device)
         rows, plan_rows = parts(numbers, [len(table.rows) + len(gradient_table.rows), len(plan)])
         self.gradients(
-            (table, gradient_table), rows, plan_rows, bands, vectors, target_bands, [weights] * 6,
-            len(gradients), len(gradients[0]), weights.shape[2], add=True,
+            (table, gradient_table), rows, plan_rows, bands, vectors, target_bands, [weights] * 7,
+            (*weights.stride()[:2], 0, 0), len(gradients), len(gradients[0]), weights.shape[2], add=True, shared=False,
         )  # fmt: skip
 
     def gradients(
@@ -281,17 +282,19 @@ class _Launcher:
         vectors: Tensor,
         target_bands: Bands,
         fields: Sequence[Tensor],
+        strides: Sequence[int],
         layers: int,
         batch: int,
         targets: int,
         *,
         add: bool,
+        shared: bool,
     ) -> None:
         """Writes or adds to the gradients of the plan."""
         spectral_kernels.framer_loss_spectral_gradients_bwd_kernel[(self.chunks * layers * batch,)](
             rows, plan, *tables[0].strides, *tables[1].strides, self.tables.basis_h, self.tables.basis_w, bands.low,
-            target_bands.low, vectors, *fields, layers, batch, self.channels, self.chunks, targets, ADD=add,
-            **self.meta(*tables),
+            target_bands.low, vectors, *fields, *strides, layers, batch, self.channels, self.chunks, targets, ADD=add,
+            SHARED=shared, **self.meta(*tables),
         )  # fmt: skip
 
 
@@ -399,14 +402,8 @@ def gradients(
         return [None] * len(negatives)
     table, gradient_table = MapTable.of([*maps, teacher]), MapTable.of(list(made.values()))
     plan = [n for k, i in enumerate(wanted) for n in (i, negatives[i], count + 1 + k, i)]
-    coefficients = coefficients.times(upstream)
-    own = coefficients._replace(
-        negative_hf=torch.zeros_like(coefficients.negative_lf) if shared_negatives else coefficients.negative_hf
-    )
-    fields = [
-        field.float().contiguous()
-        for field in (own.teacher_lf, own.negative_lf, own.self_lf, own.self_hf, own.teacher_hf, own.negative_hf)
-    ]
+    fields, strides = alike(coefficients)
+    upstream = upstream.float()
     with device_guard(teacher.device):
         numbers = upload([*table.rows, *gradient_table.rows, *plan], teacher.device)
         rows, plan_rows = parts(numbers, [len(table.rows) + len(gradient_table.rows), len(plan)])
@@ -414,16 +411,16 @@ def gradients(
         scratch = torch.bfloat16 if teacher.dtype == torch.bfloat16 else torch.float32
         vectors, divided = launcher.teacher(batch, table, rows, count, dtype=scratch)
         launcher.gradients(
-            (table, gradient_table), rows, plan_rows, divided, vectors, divided, fields, len(wanted), batch, batch,
-            add=False,
+            (table, gradient_table), rows, plan_rows, divided, vectors, divided, [*fields, upstream],
+            (*strides, *upstream.stride()), len(wanted), batch, batch, add=False, shared=shared_negatives,
         )  # fmt: skip
         if shared_negatives:
             for j in sorted({negatives[i] for i in wanted}):
                 like = [i for i in wanted if negatives[i] == j]
                 vectors = launcher.vectors(batch, table, rows, j)
+                weights = coefficients.negative_hf * upstream[..., None]
                 launcher.add(
-                    [made[i] for i in like], coefficients.negative_hf, [maps[i] for i in like], like, divided,
-                    vectors, divided,
+                    [made[i] for i in like], weights, [maps[i] for i in like], like, divided, vectors, divided
                 )  # fmt: skip
     return [made.get(i) for i in range(len(negatives))]
 

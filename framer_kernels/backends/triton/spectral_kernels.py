@@ -367,7 +367,9 @@ def framer_loss_spectral_statistics_fwd_kernel(
     y_2 = tl.zeros((ROWS, HW * BC), tl.float32)
     y_3 = tl.zeros((HH, HW * BC), tl.float32)
     y_4 = tl.zeros((ROWS, HW * BC), tl.float32)
-    for i_step in range(i_segment * PER_PROGRAM, tl.minimum((i_segment + 1) * PER_PROGRAM, STEPS)):
+    first = i_segment * PER_PROGRAM
+    # Matrices that were loaded before the loop would stay in registers, which are scarce.
+    for i_step in tl.range(first, tl.minimum(first + PER_PROGRAM, STEPS), disable_licm=True):
         i_map = tl.load(p_steps + i_step * 3)
         measured = tl.load(p_steps + i_step * 3 + 1)
         i_pair = tl.load(p_steps + i_step * 3 + 2)
@@ -437,12 +439,15 @@ def by_band(b_low, BIT: tl.constexpr, lf, hf):
 @triton.jit
 def framer_loss_spectral_gradients_bwd_kernel(
     p_table, p_plan, s_b, s_c, s_h, s_w, g_b, g_c, g_h, g_w, p_basis_h, p_basis_w, p_low, p_target_low, p_vectors,
-    p_teacher_lf, p_negative_lf, p_self_lf, p_self_hf, p_targets_hf, p_negative_hf, LAYERS, B, C, CHUNKS, G,
+    p_teacher_lf, p_negative_lf, p_self_lf, p_self_hf, p_targets_hf, p_negative_hf, p_upstream, c_n, c_b, u_n, u_b,
+    LAYERS, B, C, CHUNKS, G,
     H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr, BC: tl.constexpr, DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr, UNIFORM: tl.constexpr, PRECISION: tl.constexpr, MAGNITUDE: tl.constexpr,
-    QUANTILE: tl.constexpr, ADD: tl.constexpr,
+    QUANTILE: tl.constexpr, ADD: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the students; with ``ADD`` the part of the targets alone, added to gradients that hold the rest.
+
+    With ``SHARED`` the high-band part of the negatives is among what is added.
 
     A row of the plan is ``(student, its negative, gradient, row of the targets' coefficients)``: the first three are
     indices of maps.
@@ -460,7 +465,8 @@ def framer_loss_spectral_gradients_bwd_kernel(
     i_layer = tl.load(p_plan + i_plan * 4)
     i_negative = tl.load(p_plan + i_plan * 4 + 1)
     i_gradient = tl.load(p_plan + i_plan * 4 + 2)
-    i_row = tl.load(p_plan + i_plan * 4 + 3) * B + i_b
+    i_coefficients = tl.load(p_plan + i_plan * 4 + 3)
+    i_row = i_coefficients * c_n + i_b * c_b
     m_row, m_column, m_corner = edges(HH, HW, BC)
     if ADD:
         a_1 = tl.zeros((HH, HW * BC), tl.float32)
@@ -474,7 +480,9 @@ def framer_loss_spectral_gradients_bwd_kernel(
         a_1, a_2, a_3, a_4 = to_vector(b_cc, b_cs, b_sc, b_ss, m_row, m_column, MAGNITUDE)
         tl.debug_barrier()
         b_odd, b_even = load_bands(p_low, i_own, H, W, HH, HW, BC, QUANTILE, MAGNITUDE)
-        lf, hf = tl.load(p_negative_lf + i_row), tl.load(p_negative_hf + i_row)
+        lf, hf = tl.load(p_negative_lf + i_row), 0.0
+        if not SHARED:
+            hf = tl.load(p_negative_hf + i_row)
         a_1 *= by_band(b_odd, 1, lf, hf)
         a_2 *= by_band(b_even, 2, lf, hf)
         a_3 *= by_band(b_odd, 4, lf, hf)
@@ -488,14 +496,14 @@ def framer_loss_spectral_gradients_bwd_kernel(
     # Keeps loads from moving up, where registers are scarce.
     tl.debug_barrier()
     b_odd, b_even = load_bands(p_low, i_own, H, W, HH, HW, BC, QUANTILE, MAGNITUDE)
-    for i_g in range(G):
+    for i_g in tl.range(G, disable_licm=True):
         i_tile = i_g * CHUNKS + i_chunk
         t_1, t_2, t_3, t_4 = load_vector(p_vectors, i_tile, H, W, HH, HW, BC, MAGNITUDE)
         b_out, b_out_even = b_odd, b_even
         if QUANTILE:
             t_odd, t_even = load_bands(p_target_low, i_tile, H, W, HH, HW, BC, QUANTILE, MAGNITUDE)
             b_out, b_out_even = b_out | t_odd, b_out_even | t_even
-        hf = tl.load(p_targets_hf + i_row * G + i_g)
+        hf = tl.load(p_targets_hf + i_row + i_g)
         a_1 += by_band(b_out, 1, 0.0, hf * t_1)
         a_2 += by_band(b_out_even, 2, 0.0, hf * t_2)
         a_3 += by_band(b_out, 4, 0.0, hf * t_3)
@@ -529,4 +537,6 @@ def framer_loss_spectral_gradients_bwd_kernel(
     p_out = p_map + i_b * r_b + i_c.to(tl.int64) * r_c + (o_w * r_w + (o_h * r_h + o_c * r_c)[None, :])
     if ADD:
         b_out += tl.load(p_out, mask=m_x, other=0.0).to(tl.float32)
+    else:
+        b_out *= tl.load(p_upstream + i_coefficients * u_n + i_b * u_b)
     tl.store(p_out, b_out.to(DTYPE), mask=m_x)
