@@ -51,7 +51,7 @@ class CommonSettings(NamedTuple):
     shared_negatives: bool
     faw: str | None
     fam: bool
-    reference: bool
+    reference_backend: bool
     """Whether the backend is the reference. The others exchange the same among themselves."""
     precision: str
     group_mode: str

@@ -18,12 +18,11 @@ NORM_FLOOR = 1e-12
 ENERGY_EPS = 1e-9
 """The epsilon of the energies and of FAW."""
 
-
 _ROUNDING = 8
 """Of exact arithmetic, in units in the last place."""
 
 _TRITON_ROUNDING: dict[str, float] = {"bf16x3": 2.0**-15, "tf32": 2.0**-10}
-"""Three and two and a half times the largest that constant maps and maps without a high band left there."""
+"""Three and two and a half times the largest that maps without a high band had there (docs/kernels.md)."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

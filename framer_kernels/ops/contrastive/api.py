@@ -162,7 +162,7 @@ def inter_contrastive_loss(
         shared_negatives=shared_negatives,
         faw=None,
         fam=False,
-        reference=True,
+        reference_backend=True,
         precision=precision,
         group_mode=group_mode,
     )

@@ -151,7 +151,7 @@ def contrastive_loss(
             shared_negatives=shared_negatives,
             faw=faw or None,
             fam=fam,
-            reference=False,
+            reference_backend=False,
             precision=precision,
             group_mode=group_mode,
         )

@@ -64,9 +64,9 @@ def framer_loss(
         faw: The measure of FAW, or None for ``w = 1``.
         fam: Whether FAM applies; False for ``a = 1``.
         group: Process group whose samples are in-batch negatives; None takes this process's alone. With a
-            group the call is collective, with the same arguments on every rank but for B, which may differ;
-            which students need a gradient may differ too, as long as one does on every rank or on none.
-            So is its backward pass, which every rank must run equally often and in the same order. The loss
+            group the call is collective, with the same arguments on every rank but for B, which may differ, and
+            for which students need a gradient, as long as one does on every rank or on none. The backward pass
+            is collective, too: every rank must run it equally often and in the same order. The loss
             remains the mean over this rank's samples: where B differs, a mean over the joined batch weighs every
             rank by its B.
         group_mode: ``gather`` receives all ranks' maps at once; ``ring`` rank by rank, in memory that does not grow
@@ -128,7 +128,7 @@ def framer_loss(
         shared_negatives=shared_negatives,
         faw=faw,
         fam=fam,
-        reference=True,
+        reference_backend=True,
         precision=precision,
         group_mode=group_mode,
     )

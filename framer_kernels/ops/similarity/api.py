@@ -38,7 +38,8 @@ def band_similarity(
 
     Returns:
         ``lf`` and ``hf``, each ``[B]`` in [-1, 1], float64 for float64 features and float32 for others. Where
-        a band of ``x`` is zero (norm at most 1e-12), so are similarity and gradient.
+        a band of ``x`` is zero (norm at most 1e-12, or rounding error of the whole map's), so are similarity and
+        gradient.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
