@@ -1,7 +1,7 @@
 """Counts what a step of the loss would launch on a device, in Triton's interpreter.
 
-Prints a line of JSON for every number of layers: the kernels, and torch's operations outside them but for those that
-only make views or allocate.
+Prints a line of JSON for every number of layers and representation: the kernels, and torch's operations outside them
+but for those that only make views or allocate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_LAUNCH = {
 }
 
 
-def launches(layers: int) -> tuple[list[str], list[str]]:
+def launches(layers: int, representation: str) -> tuple[list[str], list[str]]:
     kernels: list[str] = []
     execute = GridExecutor.__call__
 
@@ -50,13 +50,18 @@ def launches(layers: int) -> tuple[list[str], list[str]]:
 
     students = [torch.randn(2, 8, 8, 8, requires_grad=True) for _ in range(layers)]
     teacher = torch.randn(2, 8, 8, 8)
-    negatives = [(i + 1) % layers for i in range(layers)]
-    framer_loss(students, teacher, negatives=negatives, backend="triton")  # makes the tables of this size
+    settings: dict[str, Any] = {
+        "negatives": [(i + 1) % layers for i in range(layers)],
+        "representation": representation,
+        "backend": "triton",
+    }
     upstream = torch.rand(layers)
+    # Makes the tables of this size.
+    torch.autograd.grad(framer_loss(students, teacher, **settings).loss, students, upstream)
     GridExecutor.__call__ = counted
     try:
         with profile(activities=[ProfilerActivity.CPU]) as record:
-            out = framer_loss(students, teacher, negatives=negatives, backend="triton")
+            out = framer_loss(students, teacher, **settings)
             torch.autograd.grad(out.loss, students, upstream)
     finally:
         GridExecutor.__call__ = execute
@@ -75,6 +80,6 @@ def launches(layers: int) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
-    for layers in (3, 9):
-        launches(layers)  # tables of the gradients
-        print(json.dumps([layers, *launches(layers)]))
+    for representation in ("complex", "magnitude"):
+        for layers in (3, 9):
+            print(json.dumps([layers, representation, *launches(layers, representation)]))
