@@ -50,7 +50,7 @@ SPECTRAL: list[list[Any]] = [
 # Bytes of stack, of kernels that form bins alone. Large maps, and fp32 products, which hold both factors in registers:
 # two maps' coefficients and matrices of 64 columns are a few registers too many. The other: ptxas keeps to a round
 # number of registers by moving a few numbers to the stack, with registers to spare.
-SPILLS = {"64x64": 128, "28x48": 32, "ieee-quantile": 64, "spectral_gradients_bwd": 16}
+SPILLS = {"64x64": 64, "spectral": 16, "vectors_fwd": 8}
 PACKED_KERNELS = {
     "framer_loss_teacher_fwd_kernel",
     "framer_loss_statistics_fwd_kernel",
