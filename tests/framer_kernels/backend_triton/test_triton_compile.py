@@ -37,9 +37,16 @@ SPECTRAL: list[list[Any]] = [
     [[2, 64, 64, 64], "bfloat16", "tokens", "bf16x3", "quantile", "complex"],
 ]
 # Bytes of stack. Large maps, and fp32 products, which hold both factors in registers: two maps' coefficients and
-# matrices of 64 columns are a few registers too many. The other two: ptxas keeps to a round number of registers by
+# matrices of 64 columns are a few registers too many. The others: ptxas keeps to a round number of registers by
 # moving a few numbers to the stack, with registers to spare.
-SPILLS = {"64x64": 128, "28x48": 32, "ieee-quantile": 64, "spectral_gradients_bwd": 16, "targets_bwd": 8}
+SPILLS = {
+    "64x64": 128,
+    "28x48": 32,
+    "ieee-quantile": 64,
+    "spectral_gradients_bwd": 16,
+    "vectors_fwd": 8,
+    "targets_bwd": 8,
+}
 PACKED_KERNELS = {
     "framer_loss_teacher_fwd_kernel",
     "framer_loss_statistics_fwd_kernel",
