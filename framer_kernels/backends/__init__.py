@@ -92,15 +92,7 @@ def load_backend(name: str) -> ProductsBackend:
     return cast(ProductsBackend, importlib.import_module(f"framer_kernels.backends.{name}"))
 
 
-def choose_backend(
-    backend: str,
-    features: Tensor,
-    *,
-    bands: BandSplit,
-    representation: Representation,
-    shared_negatives: bool = False,
-    group: bool = False,
-) -> BackendName:
+def choose_backend(backend: str, features: Tensor) -> BackendName:
     """The backend for these features.
 
     ``auto`` takes Triton on CUDA and ROCm devices where it can compute what is asked, and the portable backend
@@ -110,10 +102,6 @@ def choose_backend(
     Args:
         backend: ``auto``, ``triton`` or ``portable``.
         features: One of the maps.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        shared_negatives: Whether other images' negatives repel too.
-        group: Whether other ranks' samples are compared with.
 
     Raises:
         ValueError: ``triton`` was asked for and cannot compute this; the message says why.
@@ -127,9 +115,7 @@ def choose_backend(
     elif (problem := _import_problem()) is None:
         from framer_kernels.backends import triton
 
-        unsupported = triton.supports(
-            features, bands=bands, representation=representation, shared_negatives=shared_negatives, group=group
-        )
+        unsupported = triton.supports(features)
         problem = None if unsupported else _launch_problem(features.device)
     if problem is None and unsupported is None:
         return "triton"

@@ -14,7 +14,7 @@ from torch import Tensor
 from framer_kernels.backends import choose_backend, triton_problem
 from framer_kernels.bands import BandSplit
 from framer_kernels.ops.framer_loss.api import framer_loss
-from framer_kernels.types import Backend, Precision, Representation
+from framer_kernels.types import Backend, Precision
 
 Kind = Literal["forward", "gradient"]
 
@@ -98,7 +98,7 @@ def compare(subject: Subject, device: torch.device, *, quick: bool) -> list[Comp
     found: list[Comparison] = []
     for shape, options in itertools.product(QUICK_SHAPES if quick else SHAPES, OPTIONS):
         features = _features(shape, subject.dtype, device)
-        if subject.backend == "triton" and not _supported(features[0], options):
+        if subject.backend == "triton" and not _supported(features[0]):
             continue
         case = f"{list(shape)} {', '.join(f'{key}={_plain(value)}' for key, value in options.items())}"
         exact = _run([x.double() for x in features], "reference", options)
@@ -134,16 +134,9 @@ def _features(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torc
     return maps if shape[1] % 2 else [x.contiguous(memory_format=torch.channels_last) for x in maps]
 
 
-def _supported(features: Tensor, options: dict[str, Any]) -> bool:
-    representation: Representation = options["representation"]
+def _supported(features: Tensor) -> bool:
     try:
-        choose_backend(
-            "triton",
-            features,
-            bands=options["bands"],
-            representation=representation,
-            shared_negatives=options.get("shared_negatives", False),
-        )
+        choose_backend("triton", features)
     except ValueError:
         return False
     return True

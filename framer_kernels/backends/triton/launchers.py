@@ -33,26 +33,20 @@ from framer_kernels.types import Representation
 PRECISIONS = ("bf16x3", "tf32", "ieee")
 """Arithmetic of matrix products: three passes in bf16, one in tf32, or fp32 without matrix units."""
 
-_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_WALKS = 1024
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+WALKS = 1024
 """Programs that a walk over the maps is split for: several for each of 100 to 150 multiprocessors."""
 _GRID_LIMIT = 65535
 """Programs along the second and third axis of a grid."""
 
 
-def supports(
-    teacher: Tensor, bands: BandSplit, representation: Representation, shared_negatives: bool, group: bool = False
-) -> str | None:
+def supports(teacher: Tensor) -> str | None:
     """Why this is not for this backend; None if it is.
 
     Args:
         teacher: One of the maps, which are all alike.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        shared_negatives: Whether other images' negatives repel too.
-        group: Whether other ranks' samples are compared with.
     """
-    if teacher.dtype not in _DTYPES:
+    if teacher.dtype not in DTYPES:
         return f"the Triton kernels take float32, bfloat16 and float16 features, not {teacher.dtype}"
     batch, channels, height, width = teacher.shape
     if max(height, width) > LARGEST_SIDE:
@@ -64,10 +58,17 @@ def supports(
     return None
 
 
-def _check(
-    teacher: Tensor, bands: BandSplit, representation: Representation, shared_negatives: bool, precision: str
-) -> None:
-    reason = supports(teacher, bands, representation, shared_negatives)
+def check(teacher: Tensor, precision: str) -> None:
+    """Refuses what the kernels cannot compute.
+
+    Args:
+        teacher: One of the maps, which are all alike.
+        precision: Of the matrix products.
+
+    Raises:
+        ValueError: `supports` has something against the maps, or the precision is unknown.
+    """
+    reason = supports(teacher)
     if reason is None and precision not in PRECISIONS:
         reason = f"the Triton kernels know the precisions {list(PRECISIONS)}, not {precision!r}"
     if reason is not None:
@@ -133,7 +134,7 @@ def _forward(teacher: Tensor, bands: BandSplit, precision: str) -> tuple[Transfo
 
 
 def _meta(table: MapTable, dtype: torch.dtype) -> dict[str, Any]:
-    return {"DTYPE": _DTYPES[dtype], "ALIGNED": table.aligned, "UNIFORM": table.uniform, **COMPILER}
+    return {"DTYPE": DTYPES[dtype], "ALIGNED": table.aligned, "UNIFORM": table.uniform, **COMPILER}
 
 
 def _high_pass(
@@ -236,7 +237,7 @@ def measure(
     Raises:
         ValueError: `supports` has something against it, or the precision is unknown.
     """
-    _check(teacher, bands, representation, shared_negatives, precision)
+    check(teacher, precision)
     batch, channels = teacher.shape[:2]
     count, layers = len(maps), len(negatives)
     channels_last = is_channels_last(teacher)
@@ -244,7 +245,7 @@ def measure(
     config = StatisticsConfig.choose(height, width, teacher.element_size(), precision)
     tables = forward_tables(height, width, config.height, config.width, bands, precision, teacher.device)
     programs = triton.cdiv(channels, config.channels) * (config.height // 2 // config.frequencies)
-    walk = Walk.over(negatives, count, max(1, _WALKS // (batch * programs)))
+    walk = Walk.over(negatives, count, max(1, WALKS // (batch * programs)))
     table = MapTable.of([*maps, teacher])
     sizes = [2 * count * batch, 2 * count * batch, layers * batch, layers * batch, layers * batch]
     with device_guard(teacher.device):
@@ -329,7 +330,7 @@ def gradients(
     Raises:
         ValueError: As in `measure`.
     """
-    _check(teacher, bands, representation, shared_negatives, precision)
+    check(teacher, precision)
     batch, channels, height, width = teacher.shape
     count = len(maps)
     wanted = [i for i in range(len(negatives)) if needed[i]]
@@ -343,7 +344,7 @@ def gradients(
     )
     table, gradient_table = MapTable.of([*maps, teacher]), MapTable.of(list(made.values()))
     meta = {
-        "DTYPE": _DTYPES[teacher.dtype], "ALIGNED": table.aligned and gradient_table.aligned,
+        "DTYPE": DTYPES[teacher.dtype], "ALIGNED": table.aligned and gradient_table.aligned,
         "UNIFORM": table.uniform and gradient_table.uniform, **COMPILER,
     }  # fmt: skip
     plan = [n for k, i in enumerate(wanted) for n in (i, negatives[i], count + 1 + k)]
@@ -414,7 +415,7 @@ def cross_products(
     Raises:
         ValueError: As in `measure`.
     """
-    _check(targets, bands, representation, False, precision)
+    check(targets, precision)
     channels_last = is_channels_last(maps[0])
     table, target_table = MapTable.of(maps), MapTable.of([targets])
     with device_guard(targets.device):
@@ -458,7 +459,7 @@ def add_cross_gradients(
     Raises:
         ValueError: As in `measure`.
     """
-    _check(targets, bands, representation, False, precision)
+    check(targets, precision)
     if gradients:
         with device_guard(targets.device):
             _add_targets(gradients, weights, range(len(gradients)), targets, bands=bands, precision=precision)

@@ -8,51 +8,17 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from framer_kernels.backends.triton import kernels, spectral_kernels
 from framer_kernels.backends.triton.addresses import MapTable, device_guard, parts, upload
-from framer_kernels.backends.triton.configs import COMPILER, SumConfig, TransformConfig, power_of_two, warps
-from framer_kernels.backends.triton.launchers import PRECISIONS, Walk, alike, supports
+from framer_kernels.backends.triton.configs import COMPILER, SumConfig, TransformConfig
+from framer_kernels.backends.triton.launchers import DTYPES, WALKS, Walk, alike, check
 from framer_kernels.backends.triton.tables import SpectralTables, spectral_tables
 from framer_kernels.bands import BandSplit, sample_quantile
 from framer_kernels.precision import ENERGY_EPS
 from framer_kernels.products import BandProducts, GradientCoefficients
 from framer_kernels.types import Representation
-
-_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_WALKS = 1024
-"""Programs that a walk over the maps is split for: several for each of 100 to 150 multiprocessors."""
-
-
-@dataclass(frozen=True)
-class SpectralConfig:
-    """One program transforms ``channels`` channels of one sample.
-
-    Attributes:
-        height: H, padded.
-        width: W, padded.
-        channels: Channels of a tile, and of a tile in scratch.
-        num_warps: Warps of a program.
-    """
-
-    height: int
-    width: int
-    channels: int
-    num_warps: int
-
-    @classmethod
-    def choose(cls, height: int, width: int, precision: str) -> SpectralConfig:
-        """8 channels are 16 bytes of bf16 tokens; larger maps must do with fewer."""
-        # Half of the rows are cosines: matrix units want 16 of them.
-        h, w = power_of_two(height, 32), power_of_two(width, 32)
-        # Two maps' vectors are held, in 32 registers a thread each.
-        channels = min(8, 8192 // (h * w))
-        if precision == "ieee":
-            # Products without matrix units hold both factors in registers.
-            channels = max(1, channels // 2)
-        return cls(h, w, channels, warps(256))
 
 
 @dataclass(frozen=True)
@@ -82,23 +48,19 @@ class _Launcher:
     """
 
     def __init__(self, like: Tensor, bands: BandSplit, representation: Representation, precision: str) -> None:
-        reason = supports(like, bands, representation, shared_negatives=False)
-        if reason is None and precision not in PRECISIONS:
-            reason = f"the Triton kernels know the precisions {list(PRECISIONS)}, not {precision!r}"
-        if reason is not None:
-            raise ValueError(reason)
+        check(like, precision)
         _, self.channels, self.height, self.width = like.shape
         self.device, self.dtype, self.bands = like.device, like.dtype, bands
         self.quantile, self.magnitude = bands.kind == "quantile", representation == "magnitude"
         self.precision = precision
-        self.config = SpectralConfig.choose(self.height, self.width, precision)
+        self.config = TransformConfig.choose(self.height, self.width, precision)
         self.tables = self._tables(self.config, precision)
         self.chunks = triton.cdiv(self.channels, self.config.channels)
         # Positions of the quadrants, those that padding adds left out.
         self.tile = (self.height + 1) // 2 * ((self.width + 1) // 2) * self.config.channels
         self.energy_scales = tuple(scale / self.channels for scale in self.tables.energy_scales)
 
-    def _tables(self, config: SpectralConfig | TransformConfig, precision: str) -> SpectralTables:
+    def _tables(self, config: TransformConfig, precision: str) -> SpectralTables:
         height, width = self.height, self.width
         return spectral_tables(height, width, config.height, config.width, self.bands, precision, self.device)
 
@@ -117,7 +79,7 @@ class _Launcher:
 
     def _maps_meta(self, *tables: MapTable) -> dict[str, Any]:
         return {
-            "DTYPE": _DTYPES[self.dtype],
+            "DTYPE": DTYPES[self.dtype],
             "ALIGNED": all(table.aligned for table in tables),
             "UNIFORM": all(table.uniform for table in tables),
             **COMPILER,
@@ -324,7 +286,7 @@ def measure(
     """
     launcher = _Launcher(teacher, bands, representation, precision)
     batch, count, layers = len(teacher), len(maps), len(negatives)
-    walk = Walk.over(negatives, count, max(1, _WALKS // (batch * launcher.chunks)))
+    walk = Walk.over(negatives, count, max(1, WALKS // (batch * launcher.chunks)))
     table = MapTable.of([*maps, teacher])
     pairs = layers * batch
     sizes = [2 * count * batch, 2 * count * batch, pairs, pairs, pairs, 2 * batch, 2 * batch, pairs * batch]

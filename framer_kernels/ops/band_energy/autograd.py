@@ -25,14 +25,13 @@ def band_energy(x: Tensor, teacher: Tensor, bands: str, band_value: float, backe
     Raises:
         ValueError: Triton was asked for and cannot compute this.
     """
-    split = BandSplit(bands, band_value)  # type: ignore[arg-type]
-    name = choose_backend(backend, x, bands=split, representation="complex")
+    name = choose_backend(backend, x)
     with exact_arithmetic(x.device):
         products = load_backend(name).measure(
             [x],
             teacher,
             negatives=[0],  # with itself: kernels take one layer at least
-            bands=split,
+            bands=BandSplit(bands, band_value),  # type: ignore[arg-type]
             representation="complex",
             shared_negatives=False,
             precision=precision,

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from framer_kernels.backends import BackendName, choose_backend, load_backend
+from framer_kernels.backends import choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.distributed import CommonSettings, GlobalBatch
 from framer_kernels.objective import TargetNorms, loss_and_coefficients
@@ -40,10 +40,8 @@ class _Settings(NamedTuple):
     band_value: float
     representation: str
     shared_negatives: bool
-    backend: str
     precision: str
     group: str
-    group_mode: str
 
     @property
     def split(self) -> BandSplit:
@@ -52,16 +50,6 @@ class _Settings(NamedTuple):
     @property
     def process_group(self) -> ProcessGroup | None:
         return _resolved(self.group) if self.group else None
-
-    def backend_for(self, teacher: Tensor) -> BackendName:
-        return choose_backend(
-            self.backend,
-            teacher,
-            bands=self.split,
-            representation=self.representation,  # type: ignore[arg-type]
-            shared_negatives=self.shared_negatives,
-            group=bool(self.group),
-        )
 
     @property
     def common(self) -> dict[str, Any]:
@@ -132,10 +120,8 @@ def contrastive_loss(
     Raises:
         ValueError: Triton was asked for and cannot compute this, or the ranks of the group differ in what they compute.
     """
-    settings = _Settings(
-        list(negatives), bands, band_value, representation, shared_negatives, backend, precision, group, group_mode
-    )
-    name = settings.backend_for(teacher)
+    settings = _Settings(list(negatives), bands, band_value, representation, shared_negatives, precision, group)
+    name = choose_backend(backend, teacher)
     implementation = load_backend(name)
     with exact_arithmetic(teacher.device):
         products = implementation.measure(
@@ -281,11 +267,9 @@ def contrastive_loss_backward(
         group: As in `contrastive_loss`.
         group_mode: As in `contrastive_loss`.
     """
-    settings = _Settings(
-        list(negatives), bands, band_value, representation, shared_negatives, backend, precision, group, group_mode
-    )
+    settings = _Settings(list(negatives), bands, band_value, representation, shared_negatives, precision, group)
     layers = len(settings.negatives)
-    implementation = load_backend(settings.backend_for(teacher))
+    implementation = load_backend(choose_backend(backend, teacher))
     with exact_arithmetic(teacher.device):
         if upstream.dim() == 1:
             upstream = upstream[:, None].expand(-1, len(teacher))

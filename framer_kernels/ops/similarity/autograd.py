@@ -7,18 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framer_kernels.backends import BackendName, choose_backend, load_backend
+from framer_kernels.backends import choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.objective import has_direction
 from framer_kernels.precision import NORM_FLOOR, compute_dtype, exact_arithmetic, rounding
 from framer_kernels.products import GradientCoefficients
-
-
-def _chosen(
-    x: Tensor, bands: str, band_value: float, representation: str, backend: str
-) -> tuple[BandSplit, BackendName]:
-    split = BandSplit(bands, band_value)  # type: ignore[arg-type]
-    return split, choose_backend(backend, x, bands=split, representation=representation)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op("framer_kernels::band_similarity", mutates_args=())
@@ -47,13 +40,13 @@ def band_similarity(
     Raises:
         ValueError: Triton was asked for and cannot compute this.
     """
-    split, name = _chosen(x, bands, band_value, representation, backend)
+    name = choose_backend(backend, x)
     with exact_arithmetic(x.device):
         products = load_backend(name).measure(
             [x, y],
             teacher,
             negatives=[1],
-            bands=split,
+            bands=BandSplit(bands, band_value),  # type: ignore[arg-type]
             representation=representation,  # type: ignore[arg-type]
             shared_negatives=False,
             precision=precision,
@@ -110,7 +103,7 @@ def band_similarity_backward(
     """
     to_y, to_x = (packed.view(2, 2, -1) * upstream).unbind()
     nothing = torch.zeros_like(to_y[:1])
-    split, name = _chosen(x, bands, band_value, representation, backend)
+    name = choose_backend(backend, x)
     with exact_arithmetic(x.device):
         (gradient,) = load_backend(name).gradients(
             [x, y],
@@ -125,7 +118,7 @@ def band_similarity_backward(
             ),
             torch.ones_like(nothing),
             negatives=[1],
-            bands=split,
+            bands=BandSplit(bands, band_value),  # type: ignore[arg-type]
             representation=representation,  # type: ignore[arg-type]
             shared_negatives=False,
             needed=[True],
