@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ BUDGET = {"ieee": 2e-6, "bf16x3": 3e-5, "tf32": 4e-3}
 
 def run(script: str) -> dict[str, Any]:
     path = Path(__file__).with_name(script)
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(path.parents[3])}
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
