@@ -140,7 +140,7 @@ def run(case: Case) -> dict[str, float]:
     errors = {name: error(getattr(products, name), getattr(exact, name)) for name in products._fields}
     weights = coefficients(case)
     needed = [True, True, not case.shared]
-    upstream = torch.linspace(-1, 0.5, len(case.negatives))[:, None].expand(-1, case.shape[0])
+    upstream = torch.linspace(-0.5, 0.25, len(case.negatives))[:, None].expand(-1, case.shape[0])
     gradients = triton.gradients(maps, teacher, weights, upstream, needed=needed, **options)
     exact_weights = GradientCoefficients(*(field.double() for field in weights))
     exact_gradients = portable.gradients(
