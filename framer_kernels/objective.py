@@ -38,7 +38,8 @@ class Objective(NamedTuple):
     diagnostics: Tensor
     """The fields of `FramerLoss` after the loss, ``[8, N, B]``."""
     coefficients: Tensor
-    """Those of the gradient as `GradientCoefficients.of` takes them, ``[N, B, 4 + G + (1 or G)]``."""
+    """Those of the gradient as `GradientCoefficients.of` takes them, ``[N, B, 4 + G + (1 or G)]``; of IntraCL alone
+    ``[N, B, 5]``, for the high band of teachers has no part in it."""
 
 
 def loss_and_coefficients(
@@ -112,11 +113,10 @@ def loss_and_coefficients(
     align_lf, align_hf = positive_lf.clamp_min(0), positive_hf.clamp_min(0)
     gate_lf = weight_lf * align_lf if fam else weight_lf
     gate_hf = weight_hf * align_hf if fam else weight_hf
-    if terms == "intra":
-        gate_hf = torch.zeros_like(gate_hf)
-    elif terms == "inter":
-        gate_lf = torch.zeros_like(gate_lf)
-    loss = gate_lf * intra + gate_hf * inter
+    # A term that is left out is not there, instead of 0 times what may be NaN.
+    summed = {"intra": gate_lf * intra, "inter": gate_hf * inter}
+    loss = summed["intra"] + summed["inter"] if terms == "both" else summed[terms]
+    live_lf, live_hf = live_lf & (terms != "inter"), live_hf & (terms != "intra")
 
     # Derivatives with respect to the cosines, then the vectors
     slope = gate_lf * repulsion / temperature
@@ -130,7 +130,9 @@ def loss_and_coefficients(
         negative_lf=torch.where(live_lf, slope / (x_lf * n_lf), zero),
         self_lf=torch.where(live_lf, slope * (positive_lf - negative_lf) / x_lf.square(), zero),
         self_hf=torch.where(live_hf, self_hf, zero),
-        teacher_hf=torch.where(live_hf[..., None], to_teacher / (x_hf[..., None] * t_hf), zero),
+        teacher_hf=torch.where(live_hf[..., None], to_teacher / (x_hf[..., None] * t_hf), zero)[
+            ..., : 0 if terms == "intra" else groups
+        ],
         negative_hf=torch.where(live_hf[..., None], to_negative / (x_hf[..., None] * n_hf), zero),
     )
     parts = FramerLoss(loss, intra, inter, weight_lf, weight_hf, align_lf, align_hf, energy_lf, energy_hf)

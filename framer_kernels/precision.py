@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -60,10 +61,24 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
     `torch.set_float32_matmul_precision` would otherwise have them round to TF32 on GPUs, or to bfloat16 on CPUs that
     multiply it: on maps with a mean an error of 2e-3 in a loss at temperature 0.1.
     """
-    callers = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    cpu: Any = torch.backends.mkldnn
+    places: list[Any] = [torch.backends.cuda.matmul, getattr(cpu, "matmul", None)]
+    if not all(hasattr(place, "fp32_precision") for place in places):  # torch before 2.9
+        whole = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with autocast_disabled(device):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(whole)
+        return
+    # Not through the function, which refuses where a caller has set one of these by itself.
+    callers = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
     try:
         with autocast_disabled(device):
             yield
     finally:
-        torch.set_float32_matmul_precision(callers)
+        for place, precision in zip(places, callers, strict=True):
+            place.fp32_precision = precision

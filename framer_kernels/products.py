@@ -59,7 +59,7 @@ class GradientCoefficients(NamedTuple):
     self_hf: Tensor
     """``[N, B]``."""
     teacher_hf: Tensor
-    """``[N, B, G]``, all ranks' samples in rank order."""
+    """``[N, B, G]``, all ranks' samples in rank order; ``[N, B, 0]`` where none has a part in it."""
     negative_hf: Tensor
     """``[N, B, G]`` with shared negatives, else ``[N, B, 1]``."""
 

@@ -41,13 +41,14 @@ def start_distributed() -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
     )
-    atexit.register(_stop_distributed)
+    if dist.get_backend() == "gloo":
+        atexit.register(_stop_distributed)
 
 
 def _stop_distributed() -> None:
-    """Ends the process group and its threads while Python still runs.
+    """Ends a gloo process group and its threads while Python still runs.
 
-    A gloo thread that frees a tensor after that aborts the process, and a run that succeeded exits with SIGABRT:
+    A thread that frees a tensor after that aborts the process, and a run that succeeded exits with SIGABRT:
     https://github.com/pytorch/pytorch/pull/179291.
     """
     if dist.is_initialized():

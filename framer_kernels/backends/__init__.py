@@ -153,6 +153,8 @@ def _import_problem() -> str | None:
 def _launch_problem(device: torch.device) -> str | None:
     try:
         importlib.import_module("framer_kernels.backends.triton.probe").run(device)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about Triton, and would be remembered
     except Exception as error:  # of a C compiler, of ptxas, of the driver
         return f"Triton's kernels do not run ({_brief(error)})"
     return None

@@ -266,3 +266,33 @@ def test_the_default_device_does_not_matter(definition: str) -> None:
         found = everything(features, backend="portable", **DEFINITIONS[definition])
 
     assert all(torch.equal(a, b.to(a.device)) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("definition", ["radial-complex", "radial-magnitude", "quantile-magnitude"])
+def test_nan_in_one_sample_stays_there_where_samples_are_not_compared(definition: str) -> None:
+    x, negative, teacher = (maps((2, 3, 8, 8), torch.float32, channels_last=False)[i] for i in (0, 1, 4))
+    teacher[1] = float("nan")
+    settings = {key: DEFINITIONS[definition][key] for key in ("bands", "representation")}
+    x.requires_grad_()
+    values = [intra_contrastive_loss(x, teacher, negative, **settings), *band_similarity(x, negative, **settings)]
+
+    for value in values:
+        (gradient,) = torch.autograd.grad(value[0], x, retain_graph=True)
+        assert value[0].isfinite()
+        assert gradient[0].isfinite().all()
+
+
+def test_a_precision_set_for_one_library_is_kept() -> None:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has one setting for all")
+    features = maps((2, 3, 8, 8), torch.float32, channels_last=False)
+    expected = everything(features, backend="portable")
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        found = everything(features, backend="portable")
+
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

@@ -117,7 +117,7 @@ def gradients(
     Args:
         maps: As in `measure`.
         teacher: As in `measure`.
-        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``.
+        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``, or ``[N, B, 0]`` where none is needed.
         upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
         negatives: As in `measure`.
         bands: As in `measure`.
@@ -141,7 +141,11 @@ def gradients(
         for i in wanted:
             x, negative = alive.vectors(i), alive.vectors(negatives[i])
             c = GradientCoefficients(*(field[i] for field in coefficients))
-            high = _mix(c.teacher_hf, target.high, out=workspace.scratch)
+            high = workspace.scratch
+            if c.teacher_hf.shape[1]:
+                _mix(c.teacher_hf, target.high, out=high)
+            else:
+                high.zero_()
             if shared_negatives:
                 high.add_(_mix(c.negative_hf, negative.high))
             else:

@@ -21,10 +21,18 @@ def device_guard(device: torch.device) -> AbstractContextManager[object]:
 
 
 def upload(values: Sequence[int], device: torch.device) -> Tensor:
-    """Whole numbers as an int64 tensor on the device, without waiting for it."""
+    """Whole numbers as an int64 tensor on the device, without waiting for it.
+
+    Raises:
+        RuntimeError: A CUDA graph is being captured, which would read this memory again later.
+    """
     host = torch.tensor(list(values), dtype=torch.int64, device="cpu")
     if device.type != "cuda":
         return host.to(device)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "addresses of tensors are read at every call: the operators cannot be captured in a CUDA graph"
+        )
     return host.pin_memory().to(device, non_blocking=True)
 
 

@@ -315,7 +315,7 @@ def gradients(
     Args:
         maps: As in `measure`.
         teacher: As in `measure`.
-        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``.
+        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``, or ``[N, B, 0]`` where none is needed.
         upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
         negatives: As in `measure`.
         bands: As in `measure`.
@@ -362,7 +362,7 @@ def gradients(
         grid = (len(wanted) * triton.cdiv(channels, config.channels), triton.cdiv(batch, config.samples))
         kernels.framer_loss_gradients_bwd_kernel[grid](
             rows, plan_rows, *table.strides, *gradient_table.strides, high, tables.basis_h, tables.basis_w, tables.mask,
-            *fields, upstream, *strides, *upstream.stride(), count, len(wanted), batch, channels, batch,
+            *fields, upstream, *strides, *upstream.stride(), count, len(wanted), batch, channels, fields[4].shape[2],
             *_packed_strides(channels_last, channels, height, width),
             LH=tables.rows_h, LW=tables.rows_w, H=height, W=width, HP=power_of_two(height), WP=power_of_two(width),
             HS=config.rows, BB=config.samples, BC=config.channels, TOGETHER=together,

@@ -75,7 +75,7 @@ def loss_and_coefficients(
     out = objective.Objective(
         empty(layers, batch),
         empty(8, layers, batch),
-        empty(layers, batch, 4 + groups + (groups if shared_negatives else 1)),
+        empty(layers, batch, 5 if terms == "intra" else 4 + groups + (groups if shared_negatives else 1)),
     )
     with device_guard(device):
         chosen = upload(negatives, device)

@@ -98,11 +98,15 @@ def framer_loss_objective_fwd_kernel(
     gate_lf, gate_hf = w_lf, w_hf
     if FAM:
         gate_lf, gate_hf = w_lf * align_lf, w_hf * align_hf
+    # A term that is left out is not there, instead of 0 times what may be NaN.
     if not INTRA:
-        gate_lf = gate_lf * 0.0
-    if not INTER:
-        gate_hf = gate_hf * 0.0
-    tl.store(p_losses + o_x, gate_lf * intra + gate_hf * inter)
+        live_lf = live_lf & (i_n < 0)
+        loss = gate_hf * inter
+    elif not INTER:
+        loss = gate_lf * intra
+    else:
+        loss = gate_lf * intra + gate_hf * inter
+    tl.store(p_losses + o_x, loss)
     p_out = p_diagnostics + o_x
     tl.store(p_out, intra)
     tl.store(p_out + N * B, inter)
@@ -116,23 +120,27 @@ def framer_loss_objective_fwd_kernel(
     slope = share * gate_lf * _sigmoid(difference) / temperature
     scale = share * gate_hf / temperature
     p_out = p_coefficients + o_x.to(tl.int64) * D
-    b_slope = scale * tl.exp(b_exponent - inter)
-    b_other_slope = scale * tl.exp(b_other_exponent - inter)
-    pull = -tl.sum(b_slope)
-    if SHARED:
-        pull -= tl.sum(b_other_slope)
-    else:
-        pull -= b_other_slope
-    b_slope = tl.where(b_own, pull, b_slope)
-    onto = tl.sum(b_slope * b_cos)
-    if SHARED:
-        onto += tl.sum(b_other_slope * b_other)
-        tl.store(p_out + 4 + G + o_g, tl.where(live_hf, b_other_slope / (x_hf * b_n), 0.0), mask=m_g)
-    else:
-        onto += b_other_slope * b_other
-        tl.store(p_out + 4 + G, tl.where(live_hf, b_other_slope / (x_hf * b_n), 0.0))
-    tl.store(p_out + 4 + o_g, tl.where(live_hf, b_slope / (x_hf * b_t), 0.0), mask=m_g)
     tl.store(p_out, tl.where(live_lf, -slope / (x_lf * t_lf), 0.0))
     tl.store(p_out + 1, tl.where(live_lf, slope / (x_lf * n_lf), 0.0))
     tl.store(p_out + 2, tl.where(live_lf, slope * (positive_lf - negative_lf) / (x_lf * x_lf), 0.0))
-    tl.store(p_out + 3, tl.where(live_hf, -onto / (x_hf * x_hf), 0.0))
+    if not INTER:
+        tl.store(p_out + 3, 0.0)
+        tl.store(p_out + 4, 0.0)
+    else:
+        b_slope = scale * tl.exp(b_exponent - inter)
+        b_other_slope = scale * tl.exp(b_other_exponent - inter)
+        pull = -tl.sum(b_slope)
+        if SHARED:
+            pull -= tl.sum(b_other_slope)
+        else:
+            pull -= b_other_slope
+        b_slope = tl.where(b_own, pull, b_slope)
+        onto = tl.sum(b_slope * b_cos)
+        if SHARED:
+            onto += tl.sum(b_other_slope * b_other)
+            tl.store(p_out + 4 + G + o_g, tl.where(live_hf, b_other_slope / (x_hf * b_n), 0.0), mask=m_g)
+        else:
+            onto += b_other_slope * b_other
+            tl.store(p_out + 4 + G, tl.where(live_hf, b_other_slope / (x_hf * b_n), 0.0))
+        tl.store(p_out + 4 + o_g, tl.where(live_hf, b_slope / (x_hf * b_t), 0.0), mask=m_g)
+        tl.store(p_out + 3, tl.where(live_hf, -onto / (x_hf * x_hf), 0.0))

@@ -9,14 +9,18 @@ import triton.language as tl
 from framer_kernels.backends.triton.addresses import device_guard
 from framer_kernels.backends.triton.configs import COMPILER
 
-_SIZE = 64
+_SIZE = 16
 
 
 @triton.jit
-def framer_probe_kernel(p_in, p_out, SIZE: tl.constexpr):
-    """Doubles numbers and adds one."""
-    o_x = tl.arange(0, SIZE)
-    tl.store(p_out + o_x, 2 * tl.load(p_in + o_x) + 1)
+def framer_probe_kernel(p_in, p_out, STEPS, SIZE: tl.constexpr):
+    """``STEPS`` times the product of a matrix ``[SIZE, SIZE]`` with itself, by what the other kernels are made of."""
+    o_x = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    b_sum = tl.zeros((SIZE, SIZE), tl.float32)
+    for _ in tl.range(STEPS, disable_licm=True):
+        b_x = tl.load(p_in + o_x)
+        b_sum = tl.dot(b_x, b_x, b_sum)
+    tl.store(p_out + o_x, b_sum)
 
 
 def run(device: torch.device) -> None:
@@ -28,9 +32,11 @@ def run(device: torch.device) -> None:
     Raises:
         RuntimeError: The result is wrong. What Triton raises comes as it is.
     """
-    numbers = torch.arange(_SIZE, dtype=torch.int32, device=device)
-    found = torch.zeros_like(numbers)
+    numbers = torch.arange(_SIZE * _SIZE, device=device).view(_SIZE, _SIZE).remainder(7)
+    found = torch.zeros(_SIZE, _SIZE, device=device)
     with device_guard(device):
-        framer_probe_kernel[(1,)](numbers, found, SIZE=_SIZE, **COMPILER)
-    if not torch.equal(found, 2 * numbers + 1):
-        raise RuntimeError(f"a kernel that doubles and adds one made {found[:4].tolist()} of {numbers[:4].tolist()}")
+        framer_probe_kernel[(1,)](numbers.to(torch.bfloat16), found, 2, SIZE=_SIZE, **COMPILER)
+    # Whole numbers, exact in bf16 and in float32.
+    right = 2 * (numbers[:, :, None] * numbers[None]).sum(dim=1)
+    if not torch.equal(found, right.float()):
+        raise RuntimeError(f"a product of matrices is {found[0, :4].tolist()}, not {right[0, :4].tolist()}")

@@ -341,7 +341,7 @@ def gradients(
     Args:
         maps: As in `measure`.
         teacher: As in `measure`.
-        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``.
+        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``, or ``[N, B, 0]`` where none is needed.
         upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
         negatives: As in `measure`.
         bands: As in `measure`.
@@ -374,7 +374,7 @@ def gradients(
         vectors, divided = launcher.teacher(batch, table, rows, count, dtype=scratch)
         launcher.gradients(
             (table, gradient_table), rows, plan_rows, divided, vectors, divided, [*fields, upstream],
-            (*strides, *upstream.stride()), len(wanted), batch, batch, add=False, shared=shared_negatives,
+            (*strides, *upstream.stride()), len(wanted), batch, fields[4].shape[2], add=False, shared=shared_negatives,
         )  # fmt: skip
         if shared_negatives:
             for j in sorted({negatives[i] for i in wanted}):

@@ -314,7 +314,8 @@ def framer_loss_vectors_fwd_kernel(
         p_row = p_scales + i_b * 2 * CHUNKS * BC + i_c + tl.arange(0, BC)
         tl.store(p_row, 1.0 / (b_count.to(tl.float32) + EPS))
         tl.store(p_row + CHUNKS * BC, 1.0 / ((H * W - b_count).to(tl.float32) + EPS))
-        # Other threads of the program read them.
+        # Other threads of the program read them; on AMD a barrier alone does not wait for stores, but they are read
+        # after the transform, which does.
         tl.debug_barrier()
     if VECTORS:
         p_map, r_b, r_c, r_h, r_w = map_row(p_table, i_map, s_b, s_c, s_h, s_w, DTYPE, ALIGNED, UNIFORM)

@@ -145,7 +145,7 @@ def spectral_tables(
     if bands.kind == "quantile":
         return SpectralTables(bases[0], bases[1], torch.zeros(0, dtype=torch.int8, device=device), (1.0, 1.0))
     mask = bands.radial_mask(height, width, torch.device("cpu"))
-    low = torch.zeros((height + 1) // 2, (width + 1) // 2, dtype=torch.int8)
+    low = torch.zeros((height + 1) // 2, (width + 1) // 2, dtype=torch.int8, device="cpu")
     for row in range(low.shape[0]):
         for column in range(low.shape[1]):
             # Quadrants cc, cs, ss, sc: inside and on edges the bin of component q is that of this coefficient, too.

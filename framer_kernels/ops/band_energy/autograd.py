@@ -7,10 +7,11 @@ from torch import Tensor
 
 from framer_kernels.backends import choose_backend, load_backend
 from framer_kernels.bands import BandSplit
+from framer_kernels.ops.tags import OPERATOR_TAGS
 from framer_kernels.precision import compute_dtype, exact_arithmetic
 
 
-@torch.library.custom_op("framer_kernels::band_energy", mutates_args=())
+@torch.library.custom_op("framer_kernels::band_energy", mutates_args=(), tags=OPERATOR_TAGS)
 def band_energy(x: Tensor, teacher: Tensor, bands: str, band_value: float, backend: str, precision: str) -> Tensor:
     """Energies ``[2, B]``, LF then HF.
 

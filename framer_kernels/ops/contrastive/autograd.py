@@ -1,6 +1,7 @@
 """The contrastive losses of many layers as one operator with a gradient, known to `torch.library`.
 
-Between forward and backward it keeps its inputs and the coefficients of the gradient, ``[N, B, 5 + G]`` numbers.
+Between forward and backward it keeps its inputs and the coefficients of the gradient, ``[N, B, 5 + G]`` numbers, with
+shared negatives ``[N, B, 4 + 2 G]``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from framer_kernels.backends import choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.distributed import CommonSettings, GlobalBatch
 from framer_kernels.objective import TargetNorms, loss_and_coefficients
+from framer_kernels.ops.tags import OPERATOR_TAGS
 from framer_kernels.precision import compute_dtype, exact_arithmetic, rounding
 from framer_kernels.products import GradientCoefficients
 
@@ -73,7 +75,7 @@ class _Settings(NamedTuple):
         return exchanges
 
 
-@torch.library.custom_op("framer_kernels::contrastive_loss", mutates_args=())
+@torch.library.custom_op("framer_kernels::contrastive_loss", mutates_args=(), tags=OPERATOR_TAGS)
 def contrastive_loss(
     maps: Sequence[Tensor],
     teacher: Tensor,
@@ -95,8 +97,8 @@ def contrastive_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses, diagnostics, gradient coefficients and the ranks' batch sizes.
 
-    They are ``[N, B]`` or as a mean over samples ``[N]``, ``[8, N, B]``, ``[N, B, 4 + G + (1 or G)]``, and on the CPU
-    ``[ranks]``, or without a group nothing.
+    They are ``[N, B]`` or as a mean over samples ``[N]``, ``[8, N, B]``, ``[N, B, 4 + G + (1 or G)]`` (of IntraCL alone
+    ``[N, B, 5]``), and on the CPU ``[ranks]``, or without a group nothing.
 
     Args:
         maps: ``[B, C, H, W]``; the first N are students.
@@ -121,6 +123,21 @@ def contrastive_loss(
         ValueError: Triton was asked for and cannot compute this, or the ranks of the group differ in what they compute.
     """
     settings = _Settings(list(negatives), bands, band_value, representation, shared_negatives, precision, group)
+    common = CommonSettings(
+        operation="framer_loss" if terms == "both" else "inter_contrastive_loss",
+        negatives=tuple(settings.negatives),
+        bands=settings.split,
+        representation=representation,
+        temperature=temperature,
+        shared_negatives=shared_negatives,
+        faw=faw or None,
+        fam=fam,
+        reference_backend=False,
+        precision=precision,
+        group_mode=group_mode,
+    )
+    # Before anything that may fail on one rank alone.
+    batch = GlobalBatch.of(teacher, settings.process_group, common, differentiated=differentiated)
     name = choose_backend(backend, teacher)
     implementation = load_backend(name)
     with exact_arithmetic(teacher.device):
@@ -128,20 +145,6 @@ def contrastive_loss(
             maps, teacher, negatives=settings.negatives, shared_negatives=shared_negatives, **settings.common
         )
         targets, first = None, 0
-        common = CommonSettings(
-            operation="framer_loss" if terms == "both" else "inter_contrastive_loss",
-            negatives=tuple(settings.negatives),
-            bands=settings.split,
-            representation=representation,
-            temperature=temperature,
-            shared_negatives=shared_negatives,
-            faw=faw or None,
-            fam=fam,
-            reference_backend=False,
-            precision=precision,
-            group_mode=group_mode,
-        )
-        batch = GlobalBatch.of(teacher, settings.process_group, common, differentiated=differentiated)
         if len(batch.sizes) > 1:
             first = batch.first
             norms = batch.gather(products.norm_squared[1].T)
@@ -217,7 +220,7 @@ def _(
         ranks = dist.get_world_size(_resolved(group))
         sizes = torch.empty(ranks, dtype=torch.int64, device="cpu")
         samples = ranks * size
-    width: Any = 4 + samples + (samples if shared_negatives else 1)
+    width: Any = 5 if terms == "intra" else 4 + samples + (samples if shared_negatives else 1)
     # How many samples other ranks have is known when they say so. A fake mode that has no symbols for such sizes takes
     # every rank's batch to be this one's; a plain meta tensor has no mode at all.
     if group and getattr(getattr(teacher, "fake_mode", None), "shape_env", None) is not None:
@@ -230,7 +233,7 @@ def _(
     )
 
 
-@torch.library.custom_op("framer_kernels::contrastive_loss_backward", mutates_args=())
+@torch.library.custom_op("framer_kernels::contrastive_loss_backward", mutates_args=(), tags=OPERATOR_TAGS)
 def contrastive_loss_backward(
     upstream: Tensor,
     maps: Sequence[Tensor],

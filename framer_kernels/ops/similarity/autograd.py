@@ -10,11 +10,12 @@ from torch import Tensor
 from framer_kernels.backends import choose_backend, load_backend
 from framer_kernels.bands import BandSplit
 from framer_kernels.objective import has_direction
+from framer_kernels.ops.tags import OPERATOR_TAGS
 from framer_kernels.precision import NORM_FLOOR, compute_dtype, exact_arithmetic, rounding
 from framer_kernels.products import GradientCoefficients
 
 
-@torch.library.custom_op("framer_kernels::band_similarity", mutates_args=())
+@torch.library.custom_op("framer_kernels::band_similarity", mutates_args=(), tags=OPERATOR_TAGS)
 def band_similarity(
     x: Tensor,
     y: Tensor,
@@ -74,7 +75,7 @@ def _(
     return like.new_empty(2, x.shape[0]), like.new_empty(4, x.shape[0])
 
 
-@torch.library.custom_op("framer_kernels::band_similarity_backward", mutates_args=())
+@torch.library.custom_op("framer_kernels::band_similarity_backward", mutates_args=(), tags=OPERATOR_TAGS)
 def band_similarity_backward(
     upstream: Tensor,
     x: Tensor,
@@ -113,7 +114,7 @@ def band_similarity_backward(
                 negative_lf=to_y[:1],
                 self_lf=to_x[:1],
                 self_hf=to_x[1:],
-                teacher_hf=nothing[..., None].expand(1, len(x), len(x)),
+                teacher_hf=to_y.new_empty(1, len(x), 0),
                 negative_hf=to_y[1:, :, None],
             ),
             torch.ones_like(nothing),

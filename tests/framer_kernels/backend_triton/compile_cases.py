@@ -65,7 +65,10 @@ def resources(compiled: Any) -> dict[str, Any]:
         file.write(compiled.asm["cubin"])
         file.flush()
         done = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    spills = sum(int(n) for n in re.findall(r"STACK:(\d+)", done.stdout))
+    stacks = [int(n) for n in re.findall(r"STACK:(\d+)", done.stdout)]
+    if not stacks:
+        raise RuntimeError(f"cuobjdump says nothing of the stack: {done.stdout}")
+    spills = sum(stacks)
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.[bufs](\d+)", ptx)
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[\w.:]* \[[^]]*\], \[[^]]*\], (0x)?(\d+)", ptx)
     widths = [int(n or 1) * int(bits) for n, bits in loads] + [8 * int(n, 16 if x else 10) for x, n in copies]

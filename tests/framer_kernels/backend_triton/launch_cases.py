@@ -19,8 +19,11 @@ from triton.runtime.interpreter import GridExecutor
 
 from framer_kernels import framer_loss
 
-# Views, allocations, and copies of a few addresses from the host's memory.
+# Counted wherever they are called from: `to` may be a cast.
+COPIES = {"_to_copy", "copy_", "contiguous"}
+# Views and allocations; `to` and what makes tensors of the host's numbers show by the copies that they call.
 NO_LAUNCH = {
+    "to",
     "alias",
     "as_strided",
     "detach",
@@ -32,7 +35,6 @@ NO_LAUNCH = {
     "select",
     "slice",
     "split_with_sizes",
-    "to",
     "unbind",
     "unsqueeze",
     "view",
@@ -72,9 +74,9 @@ def launches(layers: int, representation: str) -> tuple[list[str], list[str]]:
         while parent is not None:
             parents.append(parent.name)
             parent = parent.cpu_parent
-        inside = any(name == "kernel" or name.startswith("aten::") for name in parents)
         name = event.name.removeprefix("aten::")
-        if event.name.startswith("aten::") and not inside and name not in NO_LAUNCH:
+        inside = any(parent.startswith("aten::") for parent in parents) and name not in COPIES
+        if event.name.startswith("aten::") and "kernel" not in parents and not inside and name not in NO_LAUNCH:
             operations.append(name)
     return kernels, operations
 
