@@ -130,11 +130,13 @@ def loss_and_coefficients(
         negative_lf=torch.where(live_lf, slope / (x_lf * n_lf), zero),
         self_lf=torch.where(live_lf, slope * (positive_lf - negative_lf) / x_lf.square(), zero),
         self_hf=torch.where(live_hf, self_hf, zero),
-        teacher_hf=torch.where(live_hf[..., None], to_teacher / (x_hf[..., None] * t_hf), zero)[
-            ..., : 0 if terms == "intra" else groups
-        ],
+        teacher_hf=torch.where(live_hf[..., None], to_teacher / (x_hf[..., None] * t_hf), zero),
         negative_hf=torch.where(live_hf[..., None], to_negative / (x_hf[..., None] * n_hf), zero),
     )
+    if terms == "intra":
+        coefficients = coefficients._replace(
+            teacher_hf=coefficients.teacher_hf[..., :0], negative_hf=coefficients.negative_hf[..., :1]
+        )
     parts = FramerLoss(loss, intra, inter, weight_lf, weight_hf, align_lf, align_hf, energy_lf, energy_hf)
     return Objective(parts.loss, torch.stack(parts[1:]), share * coefficients.packed())
 

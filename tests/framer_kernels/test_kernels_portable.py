@@ -274,7 +274,8 @@ def test_nan_in_one_sample_stays_there_where_samples_are_not_compared(definition
     teacher[1] = float("nan")
     settings = {key: DEFINITIONS[definition][key] for key in ("bands", "representation")}
     x.requires_grad_()
-    values = [intra_contrastive_loss(x, teacher, negative, **settings), *band_similarity(x, negative, **settings)]
+    similarity = band_similarity(x, negative, teacher=teacher, **settings)
+    values = [intra_contrastive_loss(x, teacher, negative, **settings), *similarity]
 
     for value in values:
         (gradient,) = torch.autograd.grad(value[0], x, retain_graph=True)

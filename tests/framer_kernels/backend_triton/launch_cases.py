@@ -19,11 +19,8 @@ from triton.runtime.interpreter import GridExecutor
 
 from framer_kernels import framer_loss
 
-# Counted wherever they are called from: `to` may be a cast.
-COPIES = {"_to_copy", "copy_", "contiguous"}
-# Views and allocations; `to` and what makes tensors of the host's numbers show by the copies that they call.
+# Views and allocations.
 NO_LAUNCH = {
-    "to",
     "alias",
     "as_strided",
     "detach",
@@ -75,9 +72,13 @@ def launches(layers: int, representation: str) -> tuple[list[str], list[str]]:
             parents.append(parent.name)
             parent = parent.cpu_parent
         name = event.name.removeprefix("aten::")
-        inside = any(parent.startswith("aten::") for parent in parents) and name not in COPIES
-        if event.name.startswith("aten::") and "kernel" not in parents and not inside and name not in NO_LAUNCH:
-            operations.append(name)
+        inside = any(parent == "kernel" or parent.startswith("aten::") for parent in parents)
+        if not event.name.startswith("aten::") or inside or name in NO_LAUNCH:
+            continue
+        # Where nothing is to be done, this calls nothing.
+        if name == "to" and not event.cpu_children:
+            continue
+        operations.append(name)
     return kernels, operations
 
 

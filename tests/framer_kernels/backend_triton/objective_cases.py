@@ -72,6 +72,7 @@ def errors(made: BandProducts, targets: objective.TargetNorms | None = None, **a
     return {
         name: float((value.double() - right[name]).abs().max() / right[name].abs().max().clamp_min(1e-3))
         for name, value in by_name(found, shared=shared).items()
+        if value.numel() or right[name].numel()  # IntraCL alone has no teacher_hf
     }
 
 
