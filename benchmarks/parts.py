@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 LOSS_ROUNDS = 7
 SWEEP_ROUNDS = 3
-STEP_PAIRS = 9
+STEP_PAIRS = 25
 SWEEP_BASE = LossCase(layers=4, batch=4, channels=192)
 SWEEPS: dict[str, list[LossCase]] = {
     "batch": [replace(SWEEP_BASE, batch=n) for n in (1, 2, 4, 8)],
