@@ -31,9 +31,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"bands": BandSplit.quantile(0.2), "representation": "complex", "faw": "absolute"},
 ]
 EXACT_FLOOR = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 3e-6, torch.float16: 3e-6}
-PRECISION_FLOOR: dict[Precision, float] = {"ieee": 3e-6, "bf16x3": 1.5e-5, "tf32": 1e-3}
+PRECISION_FLOOR: dict[Precision, float] = {"ieee": 3e-6, "bf16x3": 2e-5, "tf32": 2e-3}
 """Errors relative to the largest value that are always allowed, for cases in which the definition's own happens to be
 smaller; at a temperature T one over T times as much, because T divides every cosine."""
+WEAK_BINS = 10
+"""Gradients of magnitudes follow the direction of every bin, which in a weak one is known less well than products."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Comparison(NamedTuple):
         kind: Whether of the loss and its parts, or of the gradient.
         case: Shape and options, for people.
         error: Largest difference from the definition in float64.
-        budget: Twice the definition's own error in the features' dtype, or the floor where that is more.
+        budget: Twice the definition's own error in the features' dtype, or what is always allowed where that is more.
     """
 
     kind: Kind
@@ -108,9 +110,15 @@ def compare(subject: Subject, device: torch.device, *, quick: bool) -> list[Comp
         if options["bands"].kind == "quantile" and subject.dtype != torch.float64:
             # Rounding may move the bin at the quantile, and its conjugate, to the other band.
             floor += 2 / math.prod(shape[1:])
-        for kind, truths, torch_values, values in zip(("forward", "gradient"), exact, own, tested, strict=True):
-            error, budget = _error(values, truths), max(2 * _error(torch_values, truths), floor)
-            found.append(Comparison(kind, case, error, budget))  # type: ignore[arg-type]
+        floors: dict[Kind, float] = {"forward": floor, "gradient": floor}
+        if subject.backend == "triton":
+            floors["gradient"] *= WEAK_BINS if options["representation"] == "magnitude" else 1
+            if subject.dtype != torch.float32:
+                # A sum of targets is rounded, added to and rounded again.
+                floors["gradient"] += 1.5 * torch.finfo(subject.dtype).eps
+        for (kind, allowed), truths, torch_values, values in zip(floors.items(), exact, own, tested, strict=True):
+            error, budget = _error(values, truths), max(2 * _error(torch_values, truths), allowed)
+            found.append(Comparison(kind, case, error, budget))
     return found
 
 
