@@ -348,7 +348,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _differentiate(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
     *maps, teacher, packed, sizes = ctx.saved_tensors
     if upstream is None:
-        return None, *([None] * 16)
+        return [None] * ctx.maps, *([None] * 16)
     layers = len(ctx.settings[0])
     needed = [i for i, need in enumerate(ctx.needs_input_grad[0][:layers]) if need]
     found = iter(contrastive_loss_backward(upstream, maps, teacher, packed, sizes, needed, *ctx.settings))
