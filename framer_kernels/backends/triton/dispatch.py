@@ -1,88 +1,42 @@
-"""Which kernels compute what: where bands are radial and vectors complex no bins need be formed."""
+"""Which kernels compute what: those that need no bins where bands are radial and vectors complex, else those that do.
+
+Arguments are those of `framer_kernels.backends.ProductsBackend`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
 from framer_kernels.backends import ProductsBackend
 from framer_kernels.backends.triton import launchers, spectral
-from framer_kernels.bands import BandSplit
 from framer_kernels.products import BandProducts, GradientCoefficients
-from framer_kernels.types import Representation
 
 
-def _kernels(bands: BandSplit, representation: Representation) -> ProductsBackend:
-    packed = bands.kind == "radial" and representation == "complex"
+def _kernels(settings: dict[str, Any]) -> ProductsBackend:
+    packed = settings["bands"].kind == "radial" and settings["representation"] == "complex"
     return cast(ProductsBackend, launchers if packed else spectral)
 
 
-def measure(
-    maps: Sequence[Tensor],
-    teacher: Tensor,
-    *,
-    negatives: Sequence[int],
-    bands: BandSplit,
-    representation: Representation,
-    shared_negatives: bool,
-    precision: str,
-) -> BandProducts:
-    """Measures the maps of one rank; arguments are those of `launchers.measure`."""
-    return _kernels(bands, representation).measure(
-        maps,
-        teacher,
-        negatives=negatives,
-        bands=bands,
-        representation=representation,
-        shared_negatives=shared_negatives,
-        precision=precision,
-    )
+def measure(maps: Sequence[Tensor], teacher: Tensor, **settings: Any) -> BandProducts:
+    """Measures the maps of one rank."""
+    return _kernels(settings).measure(maps, teacher, **settings)
 
 
 def gradients(
-    maps: Sequence[Tensor],
-    teacher: Tensor,
-    coefficients: GradientCoefficients,
-    upstream: Tensor,
-    *,
-    negatives: Sequence[int],
-    bands: BandSplit,
-    representation: Representation,
-    shared_negatives: bool,
-    needed: Sequence[bool],
-    precision: str,
+    maps: Sequence[Tensor], teacher: Tensor, coefficients: GradientCoefficients, upstream: Tensor, **settings: Any
 ) -> list[Tensor | None]:
-    """Gradients of the students; arguments are those of `launchers.gradients`."""
-    return _kernels(bands, representation).gradients(
-        maps,
-        teacher,
-        coefficients,
-        upstream,
-        negatives=negatives,
-        bands=bands,
-        representation=representation,
-        shared_negatives=shared_negatives,
-        needed=needed,
-        precision=precision,
-    )
+    """Gradients of the students."""
+    return _kernels(settings).gradients(maps, teacher, coefficients, upstream, **settings)
 
 
 def cross_products(
-    maps: Sequence[Tensor],
-    teacher: Tensor,
-    targets: Tensor,
-    target_teacher: Tensor,
-    *,
-    bands: BandSplit,
-    representation: Representation,
-    precision: str,
+    maps: Sequence[Tensor], teacher: Tensor, targets: Tensor, target_teacher: Tensor, **settings: Any
 ) -> Tensor:
-    """High-band products with another rank's maps; arguments are those of `launchers.cross_products`."""
-    return _kernels(bands, representation).cross_products(
-        maps, teacher, targets, target_teacher, bands=bands, representation=representation, precision=precision
-    )
+    """High-band products of students with maps of another rank."""
+    return _kernels(settings).cross_products(maps, teacher, targets, target_teacher, **settings)
 
 
 def add_cross_gradients(
@@ -92,20 +46,7 @@ def add_cross_gradients(
     teacher: Tensor,
     targets: Tensor,
     target_teacher: Tensor,
-    *,
-    bands: BandSplit,
-    representation: Representation,
-    precision: str,
+    **settings: Any,
 ) -> None:
-    """Adds the gradients of `cross_products`; arguments are those of `launchers.add_cross_gradients`."""
-    _kernels(bands, representation).add_cross_gradients(
-        gradients,
-        weights,
-        maps,
-        teacher,
-        targets,
-        target_teacher,
-        bands=bands,
-        representation=representation,
-        precision=precision,
-    )
+    """Adds what the products of `cross_products` contribute to the students' gradients."""
+    _kernels(settings).add_cross_gradients(gradients, weights, maps, teacher, targets, target_teacher, **settings)
