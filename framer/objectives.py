@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from framer.config.training import ObjectiveConfig
+from framer.config.model import ObjectiveConfig
 from framer.seeding import normal_per_sample
 
 NUM_TRAIN_TIMESTEPS = 1000

@@ -9,7 +9,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from framer.config.training import ModelConfig
+from framer.config.model import ModelConfig
 from framer.errors import UserError
 from framer.models.conditioning import expand_input_channels
 from framer.models.latents import build_latents

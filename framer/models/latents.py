@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framer.config.training import ModelConfig
+from framer.config.model import ModelConfig
 
 DETAIL_WINDOW = 9
 """Height and width of the local mean, in pixels: about two low-resolution pixels at scale 4."""

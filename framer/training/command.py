@@ -1,4 +1,4 @@
-"""The command line of ``train.py``."""
+"""The command line of ``train.py`` and ``framer train``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,28 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from framer import cli
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
-from framer.errors import UserError
+
+HELP = "Train a diffusion model with FRAMER."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--config", required=True, help="YAML file, for example configs/quickstart.yaml")
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-4")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains as the configuration file says; the exit status."""
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.training.trainer import train
+
+    report = train(config)
+    sys.stdout.write(f"report: {report}\n")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,27 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0 for success; 2 for a mistake of the user's or a full disk, whose message went to standard error;
-        130 after Ctrl-C.
+        Exit status, see :func:`framer.cli.run_command`.
     """
-    parser = argparse.ArgumentParser(description="Train a diffusion model with FRAMER.")
-    parser.add_argument("--config", required=True, help="YAML file, for example configs/quickstart.yaml")
-    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-4")
-    parsed = parser.parse_args(arguments)
-    try:
-        config = load_config(TrainConfig, parsed.config, parsed.overrides)
-        from framer.training.trainer import train
-
-        report = train(config)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except OSError as error:  # a full disk shows wherever a file is written
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command continues from the last checkpoint\n")
-        return 130
-    sys.stdout.write(f"report: {report}\n")
-    return 0
+    return cli.run_command(sys.modules[__name__], arguments)  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ class Trainer:
         self.engine = start_engine(transformer, config)
         self.device = torch.device(self.engine.device)
         self.model: SD3Transformer2DModel = self.engine.module
-        if config.training.activation_checkpointing:
+        if config.training.activation_checkpointing.backend is not None:
             self.model.enable_gradient_checkpointing()
         self.latents = build_latents(config.model)
         self.objective = FlowMatching(config.objective)

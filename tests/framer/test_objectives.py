@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from framer.config.training import ObjectiveConfig
+from framer.config.model import ObjectiveConfig
 from framer.objectives import MIN_SIGMA, FlowMatching, NoisyBatch
 
 

@@ -9,7 +9,7 @@ from diffusers import SD3Transformer2DModel, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from framer.config.training import ArchitectureConfig, ModelConfig
+from framer.config.model import ArchitectureConfig, ModelConfig
 from framer.errors import UserError
 from framer.models.build import WEIGHTS_FILE, build_transformer
 from framer.models.conditioning import model_inputs

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from framer.config.training import ModelConfig
+from framer.config.model import ModelConfig
 from framer.models.build import build_latents
 from framer.models.latents import LatentSpace
 
