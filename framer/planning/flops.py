@@ -1,0 +1,95 @@
+"""Floating-point operations of a training step, counted operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from framer.config.training import TrainConfig
+from framer.models.conditioning import model_inputs
+from framer.models.latents import build_latents
+from framer.planning.model import fake_transformer, no_storage
+
+aten = torch.ops.aten
+
+
+def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Operations of the two matrix products of attention, 2 a multiplication and addition.
+
+    Args:
+        query: ``[B, heads, Q, E]``.
+        key: ``[B, heads, K, E]``.
+        value: ``[B, heads, K, V]``.
+    """
+    batch, heads, queries, width = query.shape
+    return 2 * batch * heads * queries * key.shape[2] * (width + value.shape[3])
+
+
+def attention_backward_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Operations of attention's gradient: five products, for the scores are computed again; as torch counts it."""
+    batch, heads, queries, width = query.shape
+    return 2 * batch * heads * queries * key.shape[2] * (3 * width + 2 * value.shape[3])
+
+
+# torch counts the operators of CUDA alone; on a CPU the same attention has operators of other names.
+_ATTENTION_ON_CPUS: Final[Mapping[Any, Callable[..., int]]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: attention_flops(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, v, *__, **___: attention_backward_flops(
+        q, k, v
+    ),
+}
+_FORMULAS: Final[Mapping[Any, Callable[..., int]]] = {**flop_registry, **_ATTENTION_ON_CPUS}
+
+
+def operator_flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Operations of one call of an operator: matrix products, convolutions and attention; 0 for all others."""
+    packet = func.overloadpacket
+    if packet in _ATTENTION_ON_CPUS:
+        return _ATTENTION_ON_CPUS[packet](*args, **kwargs)
+    formula = _FORMULAS.get(packet)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+
+
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up :func:`operator_flops` of everything that runs inside.
+
+    Attributes:
+        total: Operations so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.total += operator_flops(func, args, kwargs, result)
+        return result
+
+
+def model_flops_per_sample(config: TrainConfig) -> float:
+    """Floating-point operations of the transformer's forward and backward pass for one sample.
+
+    As model FLOPs utilisation defines it (PaLM, arXiv 2204.02311, appendix B): without what is computed again in the
+    backward pass, by activation checkpointing or within attention, and without the loss. All parameters count as
+    trained, so that runs compare whatever ``model.trainable`` says. Takes seconds, no memory for weights and no GPU.
+
+    Raises:
+        UserError: ``model.pretrained`` names a folder whose architecture cannot be read.
+    """
+    with no_storage():
+        model = fake_transformer(config)
+        latents, size, dtype = build_latents(config.model), config.data.crop_size, next(model.parameters()).dtype
+        sample = torch.empty(1, latents.channels, size, size, dtype=dtype)
+        condition = torch.empty(1, latents.condition_channels, size, size, dtype=dtype)
+        inputs = model_inputs(model, sample, condition, torch.empty(1))
+        with torch.no_grad(), FlopCounter() as counter:
+            model(**inputs)
+    # Of a matrix product, the gradients of its two factors are two products of its size.
+    return 3.0 * float(counter.total)
