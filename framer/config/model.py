@@ -55,6 +55,8 @@ class ModelConfig(ConfigSection):
     """Read only where ``pretrained`` is null."""
     conditioning: Literal["concat"] = "concat"
     """How the low-resolution image enters: joined to the noisy input by channels."""
+    text_tokens: PositiveInt = 1
+    """Text tokens; all zeros as long as there are no captions."""
     trainable: Literal["all", "attention", "control"] | Annotated[list[NonEmptyText], Field(min_length=1)] = "all"
     """Parameters that train: ``all``; ``attention``, those of the blocks' attention; ``control``, those through which
     the low-resolution image enters; or shell patterns of parameter names, such as ``[transformer_blocks.*.attn.*]``."""

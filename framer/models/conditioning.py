@@ -46,7 +46,7 @@ def expand_input_channels(model: SD3Transformer2DModel, in_channels: int) -> Non
 
 
 def model_inputs(
-    model: SD3Transformer2DModel, sample: Tensor, condition: Tensor, timesteps: Tensor
+    model: SD3Transformer2DModel, sample: Tensor, condition: Tensor, timesteps: Tensor, *, text_tokens: int = 1
 ) -> dict[str, Tensor]:
     """Keyword arguments of ``SD3Transformer2DModel.forward`` for an image without a caption.
 
@@ -55,12 +55,13 @@ def model_inputs(
         sample: Noisy latents, ``[B, C, H, W]``.
         condition: The low-resolution image at the same size, ``[B, C', H, W]``, see ``LatentSpace.condition``.
         timesteps: ``[B]`` float32 in [0, 1000].
+        text_tokens: Number of text tokens, zeros.
     """
     batch = sample.shape[0]
     config = model.config
     return {
         "hidden_states": torch.cat([sample, condition], dim=1),
-        "encoder_hidden_states": sample.new_zeros(batch, 1, config.joint_attention_dim),
+        "encoder_hidden_states": sample.new_zeros(batch, text_tokens, config.joint_attention_dim),
         "pooled_projections": sample.new_zeros(batch, config.pooled_projection_dim),
         "timestep": timesteps,
     }

@@ -17,7 +17,10 @@ _FIXED = {
     "conditioning": "model.conditioning",
     "prediction_type": "objective.prediction_type",
     "scale": "data.scale",
+    "text_tokens": "model.text_tokens",
 }
+_ADDED_LATER = {"text_tokens": 1}
+"""What a folder means that was exported before there was such a setting."""
 
 
 def restoration_settings(config: TrainConfig) -> dict[str, str | int | float]:
@@ -28,6 +31,7 @@ def restoration_settings(config: TrainConfig) -> dict[str, str | int | float]:
         "latents_scale": latents.scale,
         "conditioning": config.model.conditioning,
         "scale": config.data.scale,
+        "text_tokens": config.model.text_tokens,
         "tile": config.data.crop_size,
         "prediction_type": config.objective.prediction_type,
         "timestep_shift": config.objective.timestep_shift,
@@ -45,7 +49,7 @@ def check_restoration(folder: Path, config: TrainConfig) -> None:
     if not path.is_file():
         return
     try:
-        trained = json.loads(path.read_text(encoding="utf-8"))
+        trained = {**_ADDED_LATER, **json.loads(path.read_text(encoding="utf-8"))}
         differing = [
             f"{key}={wanted} (trained with {trained[name]})"
             for name, key in _FIXED.items()

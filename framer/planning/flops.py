@@ -88,7 +88,7 @@ def model_flops_per_sample(config: TrainConfig) -> float:
         latents, size, dtype = build_latents(config.model), config.data.crop_size, next(model.parameters()).dtype
         sample = torch.empty(1, latents.channels, size, size, dtype=dtype)
         condition = torch.empty(1, latents.condition_channels, size, size, dtype=dtype)
-        inputs = model_inputs(model, sample, condition, torch.empty(1))
+        inputs = model_inputs(model, sample, condition, torch.empty(1), text_tokens=config.model.text_tokens)
         with torch.no_grad(), FlopCounter() as counter:
             model(**inputs)
     # Of a matrix product, the gradients of its two factors are two products of its size.

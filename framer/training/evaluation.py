@@ -82,7 +82,13 @@ def build_restorer(model: SD3Transformer2DModel, config: TrainConfig) -> Restore
 
     def velocity(sample: Tensor, upsampled: Tensor, timesteps: Tensor) -> Tensor:
         condition = latents.condition(upsampled)
-        inputs = model_inputs(model, sample.to(parameter.dtype), condition.to(parameter.dtype), timesteps)
+        inputs = model_inputs(
+            model,
+            sample.to(parameter.dtype),
+            condition.to(parameter.dtype),
+            timesteps,
+            text_tokens=config.model.text_tokens,
+        )
         return objective.velocity(model(**inputs).sample, sample, timesteps / NUM_TRAIN_TIMESTEPS)
 
     return Restorer(

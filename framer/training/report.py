@@ -133,7 +133,8 @@ def similarity_against_depth(
             some = slice(start, start + config.training.batch_size)
             sample, condition = noisy.sample[some].to(dtype), latents.condition(upsampled[some]).to(dtype)
             with framer.capture():
-                model(**model_inputs(model, sample, condition, noisy.timesteps[some]))
+                tokens = config.model.text_tokens
+                model(**model_inputs(model, sample, condition, noisy.timesteps[some], text_tokens=tokens))
             features = framer.features()
             parts += [
                 depth_similarity(

@@ -22,7 +22,6 @@ from framer.errors import UserError
 from framer.extras import require
 from framer.files import write_text
 from framer.models.build import build_transformer, pretrained_folder
-from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
 from framer.models.restoration import check_restoration
 from framer.objectives import FlowMatching
@@ -32,6 +31,7 @@ from framer.training.batches import build_dataset, stream_batches
 from framer.training.engine import NonFiniteGradientError, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
+from framer.training.forward import compute_losses
 from framer.training.health import NonFiniteLossError, first_non_finite_layer
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep
 from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
@@ -190,24 +190,16 @@ class Trainer:
         )
 
     def _micro_step(self, batch: Sample) -> StepLosses:
-        dtype = next(self.model.parameters()).dtype
-        upsampled = batch["lr_upsampled"].to(self.device)
-        noisy = self.objective.add_noise(
-            self.latents.encode(batch["hr"].to(self.device), upsampled),
-            torch.as_tensor(batch["index"]).tolist(),
-            self.config.seed,
+        inputs, out, noise_loss, framer_loss = compute_losses(
+            self.engine,
+            self.model,
+            batch,
+            config=self.config,
+            latents=self.latents,
+            objective=self.objective,
+            framer=self.framer,
+            device=self.device,
         )
-        condition = self.latents.condition(upsampled).to(dtype)
-        inputs = model_inputs(self.model, noisy.sample.to(dtype), condition, noisy.timesteps)
-        out: FramerOutput | None = None
-        if self.framer is None:
-            output = self.engine(**inputs).sample
-        else:
-            with self.framer.capture():
-                output = self.engine(**inputs).sample
-            out = self.framer.loss(sample=noisy.sample, sigmas=noisy.sigmas)
-        noise_loss = self.objective.loss(output, noisy)
-        framer_loss = noise_loss.new_zeros(()) if out is None else out.total
         loss = noise_loss + framer_loss
         if not math.isfinite(float(mean_over_ranks(loss.detach()))):
             self._fail(inputs, float(noise_loss.detach()), float(framer_loss.detach()))
