@@ -8,9 +8,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.cases import LossCase, forward_and_backward, framer_kernels_loss
-from benchmarks.memory import PeakMemory, peak_allocated
+from benchmarks.memory import peak_allocated
 from benchmarks.models import SD35_MEDIUM_DUAL_ATTENTION, SD35_MEDIUM_LAYERS, StepCase, training_step
 from framer import Framer, FramerConfig
+from framer.planning.storages import PeakMemory
 
 SD35_MEDIUM_STEP = StepCase(
     layers=SD35_MEDIUM_LAYERS,

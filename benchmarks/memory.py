@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 
 def saved_bytes(forward: Callable[[], object], *, without: Iterable[Tensor] = ()) -> int:
@@ -36,61 +32,6 @@ def saved_bytes(forward: Callable[[], object], *, without: Iterable[Tensor] = ()
 
 def _storage_key(x: Tensor) -> int:
     return x.untyped_storage()._cdata
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, while they live.
-
-    It works under ``FakeTensorMode``, where no memory is used, so that a step of any size can be measured on any
-    machine. What an operator allocates inside of itself and frees again is not seen.
-
-    Example:
-        with FakeTensorMode():
-            model = build()
-            with PeakMemory(model) as memory:
-                step(model)
-        memory.peak
-
-    Args:
-        modules: Modules whose parameters and buffers count from the start.
-
-    Attributes:
-        current: Bytes alive now.
-        peak: The most bytes that were alive at once.
-        peak_operator: The operator that reached it.
-    """
-
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__()
-        self.current = self.peak = 0
-        self.peak_operator = ""
-        self._alive: dict[int, int] = {}
-        for module in modules:
-            for x in (*module.parameters(), *module.buffers()):
-                self._see(x)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        before = self.peak
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                self._see(x)
-        if self.peak > before:
-            self.peak_operator = str(func)
-        return result
-
-    def _see(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        key = storage._cdata
-        if key in self._alive:
-            return
-        self._alive[key] = storage.nbytes()
-        weakref.finalize(storage, self._forget, key)
-        self.current += storage.nbytes()
-        self.peak = max(self.peak, self.current)
-
-    def _forget(self, key: int) -> None:
-        self.current -= self._alive.pop(key)
 
 
 def peak_allocated(step: Callable[[], object]) -> int:

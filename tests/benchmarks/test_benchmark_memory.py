@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.memory import PeakMemory, peak_allocated, saved_bytes
+from benchmarks.memory import peak_allocated, saved_bytes
 
 COUNT = 1000
 BYTES = 4 * COUNT
