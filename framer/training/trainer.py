@@ -24,9 +24,11 @@ from framer.files import write_text
 from framer.models.build import build_transformer, pretrained_folder
 from framer.models.latents import build_latents
 from framer.models.restoration import check_restoration
+from framer.models.trainable import freeze_the_rest, trainable_parameters
 from framer.objectives import FlowMatching
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
+from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
 from framer.training.engine import NonFiniteGradientError, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
@@ -80,6 +82,7 @@ class Trainer:
             check_restoration(pretrained, config)
         transformer = build_transformer(config.model, seed=config.seed)
         _check_tokens(transformer, config)
+        freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
         start_distributed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         resumed_from = on_rank_zero(self._prepare_folder)
@@ -87,8 +90,7 @@ class Trainer:
         self.engine = start_engine(transformer, config)
         self.device = torch.device(self.engine.device)
         self.model: SD3Transformer2DModel = self.engine.module
-        if config.training.activation_checkpointing.backend is not None:
-            self.model.enable_gradient_checkpointing()
+        enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
         self.latents = build_latents(config.model)
         self.objective = FlowMatching(config.objective)
         self.framer: Framer | None = None
