@@ -13,7 +13,8 @@ from torch.utils.flop_counter import flop_registry
 from framer.config.training import TrainConfig
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
-from framer.planning.model import fake_transformer, no_storage
+from framer.planning.attention import fused_attention
+from framer.planning.model import META, meta_transformer
 
 aten = torch.ops.aten
 
@@ -36,7 +37,7 @@ def attention_backward_flops(query: Tensor, key: Tensor, value: Tensor) -> int:
     return 2 * batch * heads * queries * key.shape[2] * (3 * width + 2 * value.shape[3])
 
 
-# torch counts the operators of CUDA alone; on a CPU the same attention has operators of other names.
+# torch counts CUDA's operators alone; elsewhere the same attention has operators of other names.
 _ATTENTION_ON_CPUS: Final[Mapping[Any, Callable[..., int]]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: attention_flops(q, k, v),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, v, *__, **___: attention_backward_flops(
@@ -83,13 +84,13 @@ def model_flops_per_sample(config: TrainConfig) -> float:
     Raises:
         UserError: ``model.pretrained`` names a folder whose architecture cannot be read.
     """
-    with no_storage():
-        model = fake_transformer(config)
-        latents, size, dtype = build_latents(config.model), config.data.crop_size, next(model.parameters()).dtype
+    model = meta_transformer(config)
+    latents, size, dtype = build_latents(config.model), config.data.crop_size, next(model.parameters()).dtype
+    with META:
         sample = torch.empty(1, latents.channels, size, size, dtype=dtype)
         condition = torch.empty(1, latents.condition_channels, size, size, dtype=dtype)
         inputs = model_inputs(model, sample, condition, torch.empty(1), text_tokens=config.model.text_tokens)
-        with torch.no_grad(), FlopCounter() as counter:
-            model(**inputs)
+    with torch.no_grad(), fused_attention(), FlopCounter() as counter:
+        model(**inputs)
     # Of a matrix product, the gradients of its two factors are two products of its size.
     return 3.0 * float(counter.total)

@@ -1,23 +1,24 @@
-"""The transformer of a configuration without storage, for tracing."""
+"""The transformer of a configuration on the device ``meta``, where tensors have sizes and no storage."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framer.config.model import ArchitectureConfig, ModelConfig
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.models.build import build_transformer, pretrained_folder
+from framer.models.trainable import freeze_the_rest, trainable_parameters
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+META: Final = torch.device("meta")
 
 
 def planned_architecture(config: ModelConfig) -> ArchitectureConfig:
@@ -30,31 +31,20 @@ def planned_architecture(config: ModelConfig) -> ArchitectureConfig:
     return config.architecture if folder is None else _read_architecture(folder / "config.json")
 
 
-def fake_transformer(config: TrainConfig) -> SD3Transformer2DModel:
+def meta_transformer(config: TrainConfig) -> SD3Transformer2DModel:
     """The transformer as DeepSpeed would train it: in ``training.precision``, in training mode, without storage.
 
-    Call it under ``FakeTensorMode``.
-
     Raises:
-        UserError: As :func:`planned_architecture`.
+        UserError: As :func:`planned_architecture`, or a pattern of ``model.trainable`` matches nothing.
     """
     # Weights are not read: a model of the same sizes, with random ones, takes the same memory.
     model = config.model.model_copy(update={"pretrained": None, "architecture": planned_architecture(config.model)})
-    dtype, previous = DTYPES[config.training.precision], torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # parameters without storage cannot be converted afterwards
-    try:
+    with META:
         transformer = build_transformer(model, seed=0)
-    finally:
-        torch.set_default_dtype(previous)
-    for module in transformer.modules():
-        for name, value in module.named_buffers(recurse=False):
-            setattr(module, name, value.to(dtype) if value.is_floating_point() else value)
+    freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
+    for parameter in transformer.parameters():  # DeepSpeed leaves buffers in float32
+        parameter.data = parameter.data.to(DTYPES[config.training.precision])
     return transformer.train()
-
-
-def no_storage() -> FakeTensorMode:
-    """The mode in which models and steps of any size can be traced on any machine."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _read_architecture(path: Path) -> ArchitectureConfig:

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that operations make, while they live.
 
-    It works on real tensors, under ``FakeTensorMode`` and on the device ``meta``, where no memory is used, so that a step
-    of any size can be measured on any machine. What an operator allocates inside of itself and frees again is not seen.
+    It works on real tensors, under ``FakeTensorMode`` and on the device ``meta``, where no memory is used, so that a
+    step of any size can be measured on any machine. What an operator allocates inside of itself and frees again is not
+    seen.
 
     Example:
         with FakeTensorMode():

@@ -25,7 +25,7 @@ class PhaseMemory(PeakMemory):
     """Counts real storages and keeps the peak of every phase of a step."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(device="cpu")  # DeepSpeed keeps shapes as tensors on the device meta
         self.phases: dict[str, int] = {}
         self.operators: dict[str, str] = {}
         self._phase = ""
@@ -87,6 +87,7 @@ def measure(config: TrainConfig, steps: int) -> dict[str, Any]:
         "resting": resting,
         "phases": memory.phases,
         "operators": memory.operators,
+        "buffers": {n: str(b.dtype) for n, b in trainer.model.named_buffers()},
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()),
     }
 

@@ -1,0 +1,228 @@
+"""One micro-step of the trainer, run without storage: what is alive when, and what happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from framer.config.training import TrainConfig
+from framer.data.dataset import Sample
+from framer.distill import Framer
+from framer.models.latents import build_latents
+from framer.objectives import FlowMatching
+from framer.planning.attention import fused_attention
+from framer.planning.flops import operator_flops
+from framer.planning.model import META, meta_transformer
+from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
+from framer.planning.storages import PeakMemory
+from framer.training.activation_checkpointing import enable_activation_checkpointing
+from framer.training.forward import compute_losses
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel
+
+OPERATORS: Final = "operators"
+BACKWARD: Final = "backward"
+GRADIENT: Final = "gradient"
+
+
+class Moment(NamedTuple):
+    """A moment of the micro-step.
+
+    Attributes:
+        bytes: Alive: activations, inputs, the loss and gradients on their way. Parameters, buffers and gradients that
+            were handed over do not count.
+        event: ``operators``: the most that the operators since the last moment reached; ``backward``: the backward pass
+            begins; ``gradient``: of one parameter, ready; those of :mod:`framer.planning.partitioning`.
+        which: Which parameter or module; -1 where none is meant.
+    """
+
+    bytes: int
+    event: str
+    which: int
+
+
+class ParameterSize(NamedTuple):
+    """A parameter: its name, number of elements, and whether it trains."""
+
+    name: str
+    numel: int
+    trained: bool
+
+
+class StepFlops(NamedTuple):
+    """Floating-point operations of a micro-step of one rank.
+
+    Attributes:
+        forward: The model's forward pass and the noise loss.
+        backward: Its gradients.
+        recomputation: Blocks computed again in the backward pass.
+        framer: FRAMER's loss and its gradient.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    recomputation: int = 0
+    framer: int = 0
+
+
+class MicroStep(NamedTuple):
+    """What one micro-step does.
+
+    Attributes:
+        moments: In order.
+        parameters: In the model's order.
+        module_parameters: For every module, in the order of ``named_modules``, indices of its own parameters.
+        buffer_bytes: Of the model's buffers.
+        host_bytes: The most that activations took in the host's memory.
+        flops: By part.
+        feature_elements: Elements of one block's feature map of all samples, as FRAMER compares them; 0 without FRAMER.
+        feature_itemsize: Bytes of an element of a feature map.
+    """
+
+    moments: tuple[Moment, ...]
+    parameters: tuple[ParameterSize, ...]
+    module_parameters: tuple[tuple[int, ...], ...]
+    buffer_bytes: int
+    host_bytes: int
+    flops: StepFlops
+    feature_elements: int
+    feature_itemsize: int
+
+
+class _Recorder(PeakMemory):  # type: ignore[no-untyped-call]
+    """Records moments and operations; stands in for the host's memory."""
+
+    def __init__(self) -> None:
+        super().__init__(device=META.type)
+        self.moments: list[Moment] = []
+        self.flops = dict.fromkeys(StepFlops._fields, 0)
+        self.host = PeakMemory(device="cpu")
+        self._highest = 0
+        self._backward = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") == torch.device("cpu"):
+            # There is nothing to be copied. Memory that is not written to is not taken.
+            copy = torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device="cpu")
+            self.host.see(copy)
+            return copy
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def after(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        self._highest = max(self._highest, self.current)
+        flops = operator_flops(func, args, kwargs, result)
+        if flops:
+            self.flops[self._part(func)] += flops
+
+    def _part(self, func: Any) -> str:
+        if func.namespace == "framer_kernels":
+            return "framer"
+        if not self._backward:
+            return "forward"
+        return "recomputation" if torch.is_grad_enabled() else "backward"
+
+    def event(self, event: str, index: int = -1) -> None:
+        """Something happens now."""
+        if self._highest:
+            self.moments.append(Moment(self._highest, OPERATORS, -1))
+        self.moments.append(Moment(self.current, event, index))
+        self._highest = 0
+        self._backward = self._backward or event == BACKWARD
+
+    def hand_over(self, index: int) -> Callable[[Tensor], None]:
+        """A hook that takes away a parameter's gradient as soon as it is ready."""
+
+        def hook(parameter: Tensor) -> None:
+            self.event(GRADIENT, index)
+            parameter.grad = None
+
+        return hook
+
+
+def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> MicroStep:
+    """Runs a micro-step of one rank, of the sizes that the configuration says, on tensors without storage.
+
+    The model, its checkpointing, the objective and FRAMER's loss are the trainer's own. In-batch negatives are those of
+    one rank: what other ranks send is held within operators, which are not seen from outside
+    (:func:`framer.planning.memory.framer_workspace`).
+
+    Args:
+        config: The run.
+        partitioned: Whether parameters are partitioned (stage 3), which changes what linear layers keep and adds
+            moments at which parameters are needed.
+
+    Raises:
+        UserError: The model cannot be planned.
+    """
+    model = meta_transformer(config)
+    enable_activation_checkpointing(model, config.training.activation_checkpointing)
+    framer: Framer | None = None
+    if config.framer.enabled:
+        framer = Framer(model, config.framer, prediction_type=config.objective.prediction_type)
+    memory = _Recorder()
+    for index, parameter in enumerate(model.parameters()):
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(memory.hand_over(index))
+    linear: AbstractContextManager[None] = nullcontext()
+    if partitioned:
+        PartitioningEvents(memory.event).watch(model)
+        linear = memory_efficient_linear()
+    with fused_attention(), linear, memory:
+        feature = _run(model, framer, config, memory)
+    memory.event(OPERATORS)
+    return MicroStep(
+        moments=tuple(memory.moments),
+        parameters=tuple(ParameterSize(n, p.numel(), p.requires_grad) for n, p in model.named_parameters()),
+        module_parameters=_own_parameters(model),
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+        host_bytes=memory.host.peak,
+        flops=StepFlops(**memory.flops),
+        feature_elements=0 if feature is None else feature.numel(),
+        feature_itemsize=0 if feature is None else feature.element_size(),
+    )
+
+
+def _run(
+    model: SD3Transformer2DModel, framer: Framer | None, config: TrainConfig, memory: _Recorder
+) -> Tensor | None:
+    """The micro-step; one of FRAMER's feature maps, for its size."""
+    losses = compute_losses(
+        model,
+        model,
+        _batch(config),
+        config=config,
+        latents=build_latents(config.model),
+        objective=FlowMatching(config.objective),
+        framer=framer,
+        device=META,
+    )
+    loss = losses.noise + losses.framer
+    memory.event(BACKWARD)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return None if losses.out is None else losses.out.layers.loss
+
+
+def _batch(config: TrainConfig) -> Sample:
+    size, low, count = config.data.crop_size, config.data.crop_size // config.data.scale, config.training.batch_size
+
+    def images(side: int) -> Tensor:
+        return torch.empty(count, 3, side, side, device=META)
+
+    return {
+        "hr": images(size),
+        "lr": images(low),
+        "lr_upsampled": images(size),
+        "index": torch.arange(count, device="cpu"),
+    }  # type: ignore[typeddict-item]
+
+
+def _own_parameters(model: nn.Module) -> tuple[tuple[int, ...], ...]:
+    indices = {id(parameter): index for index, parameter in enumerate(model.parameters())}
+    return tuple(
+        tuple(indices[id(parameter)] for parameter in module.parameters(recurse=False)) for module in model.modules()
+    )
