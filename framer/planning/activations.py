@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OPERATORS: Final = "operators"
 BACKWARD: Final = "backward"
 GRADIENT: Final = "gradient"
+FRAMER: Final = "framer"
 
 
 class Moment(NamedTuple):
@@ -37,7 +38,8 @@ class Moment(NamedTuple):
         bytes: Alive: activations, inputs, the loss and gradients on their way. Parameters, buffers and gradients that
             were handed over do not count.
         event: ``operators``: the most that the operators since the last moment reached; ``backward``: the backward pass
-            begins; ``gradient``: of one parameter, ready; those of :mod:`framer.planning.partitioning`.
+            begins; ``gradient``: of one parameter, ready; ``framer``: an operator of FRAMER's has run; those of
+            :mod:`framer.planning.partitioning`.
         which: Which parameter or module; -1 where none is meant.
     """
 
@@ -70,6 +72,18 @@ class StepFlops(NamedTuple):
     framer: int = 0
 
 
+class FeatureMaps(NamedTuple):
+    """One block's feature maps of all samples of a rank; nothing without FRAMER.
+
+    Attributes:
+        elements: Of the maps together.
+        itemsize: Bytes of an element.
+    """
+
+    elements: int = 0
+    itemsize: int = 0
+
+
 class MicroStep(NamedTuple):
     """What one micro-step does.
 
@@ -80,8 +94,7 @@ class MicroStep(NamedTuple):
         buffer_bytes: Of the model's buffers.
         host_bytes: The most that activations took in the host's memory.
         flops: By part.
-        feature_elements: Elements of one block's feature map of all samples, as FRAMER compares them; 0 without FRAMER.
-        feature_itemsize: Bytes of an element of a feature map.
+        features: What FRAMER compares.
     """
 
     moments: tuple[Moment, ...]
@@ -90,8 +103,7 @@ class MicroStep(NamedTuple):
     buffer_bytes: int
     host_bytes: int
     flops: StepFlops
-    feature_elements: int
-    feature_itemsize: int
+    features: FeatureMaps
 
 
 class _Recorder(PeakMemory):  # type: ignore[no-untyped-call]
@@ -102,6 +114,7 @@ class _Recorder(PeakMemory):  # type: ignore[no-untyped-call]
         self.moments: list[Moment] = []
         self.flops = dict.fromkeys(StepFlops._fields, 0)
         self.host = PeakMemory(device="cpu")
+        self.features = FeatureMaps()
         self._highest = 0
         self._backward = False
 
@@ -118,6 +131,10 @@ class _Recorder(PeakMemory):  # type: ignore[no-untyped-call]
         flops = operator_flops(func, args, kwargs, result)
         if flops:
             self.flops[self._part(func)] += flops
+        if func.namespace == "framer_kernels":
+            teacher = next(x for x in args if isinstance(x, Tensor) and x.ndim == 4)
+            self.features = FeatureMaps(teacher.numel(), teacher.element_size())
+            self.event(FRAMER)
 
     def _part(self, func: Any) -> str:
         if func.namespace == "framer_kernels":
@@ -173,7 +190,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         PartitioningEvents(memory.event).watch(model)
         linear = memory_efficient_linear()
     with fused_attention(), linear, memory:
-        feature = _run(model, framer, config, memory)
+        _run(model, framer, config, memory)
     memory.event(OPERATORS)
     return MicroStep(
         moments=tuple(memory.moments),
@@ -182,15 +199,11 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         host_bytes=memory.host.peak,
         flops=StepFlops(**memory.flops),
-        feature_elements=0 if feature is None else feature.numel(),
-        feature_itemsize=0 if feature is None else feature.element_size(),
+        features=memory.features,
     )
 
 
-def _run(
-    model: SD3Transformer2DModel, framer: Framer | None, config: TrainConfig, memory: _Recorder
-) -> Tensor | None:
-    """The micro-step; one of FRAMER's feature maps, for its size."""
+def _run(model: SD3Transformer2DModel, framer: Framer | None, config: TrainConfig, memory: _Recorder) -> None:
     losses = compute_losses(
         model,
         model,
@@ -204,7 +217,6 @@ def _run(
     loss = losses.noise + losses.framer
     memory.event(BACKWARD)
     loss.backward()  # type: ignore[no-untyped-call]
-    return None if losses.out is None else losses.out.layers.loss
 
 
 def _batch(config: TrainConfig) -> Sample:

@@ -116,6 +116,7 @@ class Partitioned(NamedTuple):
         numel: Of every parameter.
         modules: For every module, indices of its own parameters.
         world_size: Number of ranks.
+        offloaded: Whether the partitions are elsewhere than on the device.
         itemsize: Bytes of an element.
         persistence_threshold: Parameters with no more elements stay whole.
         prefetch: Elements gathered ahead.
@@ -126,6 +127,7 @@ class Partitioned(NamedTuple):
     numel: tuple[int, ...]
     modules: tuple[tuple[int, ...], ...]
     world_size: int
+    offloaded: bool
     itemsize: int
     persistence_threshold: int
     prefetch: int
@@ -179,8 +181,8 @@ class WholeParameters:
     @property
     def bytes(self) -> int:
         """Bytes of whole parameters that are partitioned otherwise, and of buffers of those on their way."""
-        if self.layout.world_size == 1:
-            return 0
+        if self.layout.world_size == 1 and not self.layout.offloaded:
+            return 0  # the partition is the parameter
         size = self.layout.itemsize
         whole = sum(self.layout.numel[p] for p in self._whole)
         gathers = {id(gather): gather for gather in self._flying.values()}.values()
@@ -234,7 +236,7 @@ class WholeParameters:
         shares = sum(ceil(self.layout.numel[p] / self.layout.world_size) for p in parameters)
         self.gathered += shares * self.layout.world_size
         # A single parameter is gathered in place; several are copied out of one buffer.
-        buffer = 0 if len(parameters) == 1 else shares * self.layout.world_size
+        buffer = 0 if len(parameters) == 1 or self.layout.world_size == 1 else shares * self.layout.world_size
         gather = _Gather(set(parameters), buffer)
         self._flying.update(dict.fromkeys(parameters, gather))
 
