@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer
+from framer.features import adapter_for
 from framer.models.latents import build_latents
 from framer.objectives import FlowMatching
 from framer.planning.attention import fused_attention
@@ -29,6 +30,7 @@ OPERATORS: Final = "operators"
 BACKWARD: Final = "backward"
 GRADIENT: Final = "gradient"
 FRAMER: Final = "framer"
+END: Final = "end"
 
 
 class Moment(NamedTuple):
@@ -38,8 +40,8 @@ class Moment(NamedTuple):
         bytes: Alive: activations, inputs, the loss and gradients on their way. Parameters, buffers and gradients that
             were handed over do not count.
         event: ``operators``: the most that the operators since the last moment reached; ``backward``: the backward pass
-            begins; ``gradient``: of one parameter, ready; ``framer``: an operator of FRAMER's has run; those of
-            :mod:`framer.planning.partitioning`.
+            begins; ``gradient``: of one parameter, ready; ``framer``: an operator of FRAMER's has run; ``end``: of the
+            backward pass; those of :mod:`framer.planning.partitioning`.
         which: Which parameter or module; -1 where none is meant.
     """
 
@@ -83,6 +85,11 @@ class FeatureMaps(NamedTuple):
     elements: int = 0
     itemsize: int = 0
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the maps."""
+        return self.elements * self.itemsize
+
 
 class MicroStep(NamedTuple):
     """What one micro-step does.
@@ -90,15 +97,19 @@ class MicroStep(NamedTuple):
     Attributes:
         moments: In order.
         parameters: In the model's order.
+        blocks: Names of the model's blocks.
+        recomputed: Names of those that are recomputed in the backward pass.
         module_parameters: For every module, in the order of ``named_modules``, indices of its own parameters.
         buffer_bytes: Of the model's buffers.
         host_bytes: The most that activations took in the host's memory.
-        flops: By part.
+        flops: By part; not told apart, and zero, where parameters are partitioned.
         features: What FRAMER compares.
     """
 
     moments: tuple[Moment, ...]
     parameters: tuple[ParameterSize, ...]
+    blocks: tuple[str, ...]
+    recomputed: tuple[str, ...]
     module_parameters: tuple[tuple[int, ...], ...]
     buffer_bytes: int
     host_bytes: int
@@ -177,28 +188,30 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         UserError: The model cannot be planned.
     """
     model = meta_transformer(config)
-    enable_activation_checkpointing(model, config.training.activation_checkpointing)
+    recomputed = enable_activation_checkpointing(model, config.training.activation_checkpointing)
     framer: Framer | None = None
     if config.framer.enabled:
         framer = Framer(model, config.framer, prediction_type=config.objective.prediction_type)
     memory = _Recorder()
+    for tensor in (*model.parameters(), *model.buffers()):
+        memory.leave_out(tensor)
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(memory.hand_over(index))
-    linear: AbstractContextManager[None] = nullcontext()
     if partitioned:
         PartitioningEvents(memory.event).watch(model)
-        linear = memory_efficient_linear()
+    linear: AbstractContextManager[None] = memory_efficient_linear() if partitioned else nullcontext()
     with fused_attention(), linear, memory:
         _run(model, framer, config, memory)
-    memory.event(OPERATORS)
     return MicroStep(
         moments=tuple(memory.moments),
         parameters=tuple(ParameterSize(n, p.numel(), p.requires_grad) for n, p in model.named_parameters()),
+        blocks=adapter_for(model).block_names,
+        recomputed=recomputed,
         module_parameters=_own_parameters(model),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         host_bytes=memory.host.peak,
-        flops=StepFlops(**memory.flops),
+        flops=StepFlops() if partitioned else StepFlops(**memory.flops),
         features=memory.features,
     )
 
@@ -217,6 +230,7 @@ def _run(model: SD3Transformer2DModel, framer: Framer | None, config: TrainConfi
     loss = losses.noise + losses.framer
     memory.event(BACKWARD)
     loss.backward()  # type: ignore[no-untyped-call]
+    memory.event(END)  # the batch and the losses live through the optimizer step
 
 
 def _batch(config: TrainConfig) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+import framer_kernels  # noqa: F401 - declares its operators
 from framer.config.training import TrainConfig
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
@@ -47,9 +48,32 @@ _ATTENTION_ON_CPUS: Final[Mapping[Any, Callable[..., int]]] = {
 _FORMULAS: Final[Mapping[Any, Callable[..., int]]] = {**flop_registry, **_ATTENTION_ON_CPUS}
 
 
+def contrastive_loss_flops(maps: Sequence[Tensor], teacher: Tensor) -> int:
+    """Operations of FRAMER's loss: of each element ``2 (H + W)`` to transform it, ``2 B`` for products with B teachers.
+
+    Args:
+        maps: The students, ``[B, C, H, W]`` each.
+        teacher: ``[B, C, H, W]``.
+    """
+    batch, _, height, width = teacher.shape
+    transforms = (len(maps) + 1) * 2 * (height + width)
+    return teacher.numel() * (transforms + len(maps) * 2 * batch)
+
+
+def contrastive_loss_backward_flops(maps: Sequence[Tensor], teacher: Tensor, needed: Sequence[int]) -> int:
+    """Operations of its gradient: transforms there and, for maps that need one, back, and as many products."""
+    batch, _, height, width = teacher.shape
+    transforms = (len(maps) + 1 + len(needed)) * 2 * (height + width)
+    return teacher.numel() * (transforms + len(needed) * 2 * batch)
+
+
 def operator_flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
-    """Operations of one call of an operator: matrix products, convolutions and attention; 0 for all others."""
+    """Operations of one call of an operator: matrix products, convolutions, attention and FRAMER's loss; else 0."""
     packet = func.overloadpacket
+    if packet is torch.ops.framer_kernels.contrastive_loss:
+        return contrastive_loss_flops(args[0], args[1])
+    if packet is torch.ops.framer_kernels.contrastive_loss_backward:
+        return contrastive_loss_backward_flops(args[1], args[2], args[5])
     if packet in _ATTENTION_ON_CPUS:
         return _ATTENTION_ON_CPUS[packet](*args, **kwargs)
     formula = _FORMULAS.get(packet)

@@ -102,7 +102,6 @@ def predict_memory(
     states.reduce()
     host.note()
     device.phase = host.phase = "optimizer step"
-    device.set("activations", 0)
     host.set("activations", 0)
     states.update()
     host.note()
@@ -118,7 +117,7 @@ def framer_workspace(config: TrainConfig, features: FeatureMaps, world_size: int
     settings = config.framer
     if not settings.enabled:
         return 0
-    own = features.elements * features.itemsize
+    own = features.bytes
     scratch = features.elements * 4
     if world_size == 1 or not settings.in_batch_negatives_across_ranks:
         return scratch

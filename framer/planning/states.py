@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import ceil
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from typing_extensions import override
@@ -88,15 +88,12 @@ class EngineSettings(NamedTuple):
             persistence_threshold=int(zero.param_persistence_threshold),
             sub_group=int(zero.sub_group_size),
             overlapping=bool(zero.overlap_comm),
-            offload_optimizer=_device(zero.offload_optimizer),
-            offload_param=_device(zero.offload_param),
+            offload_optimizer=written["zero_optimization"].get("offload_optimizer", {}).get("device", "none"),
+            offload_param=written["zero_optimization"].get("offload_param", {}).get("device", "none"),
         )
 
 
-def _device(offload: Any) -> str:
-    return "none" if offload is None else str(offload.device.value)
-
-
+@cache
 def adamw_temporaries(numels: tuple[int, ...], *, foreach: bool) -> int:
     """Bytes that ``torch.optim.AdamW`` allocates while it updates float32 tensors, beside its state.
 
@@ -116,7 +113,7 @@ def adamw_temporaries(numels: tuple[int, ...], *, foreach: bool) -> int:
                 before = memory.current
                 memory.restart()
             optimizer.step()
-    return memory.peak - before
+    return int(memory.peak - before)
 
 
 @dataclass

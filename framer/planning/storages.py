@@ -73,6 +73,14 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.current += storage.nbytes()
         self.peak = max(self.peak, self.current)
 
+    def leave_out(self, x: Tensor) -> None:
+        """Never counts a tensor's storage, nor those of its views."""
+        self.see(x)
+        key = x.untyped_storage()._cdata
+        self.current -= self._alive.get(key, 0)
+        self._alive[key] = 0
+        self.peak = self.current
+
     def restart(self) -> None:
         """Forgets the peak, not what is alive."""
         self.peak, self.peak_operator = self.current, ""

@@ -1,12 +1,8 @@
-"""Peak memory of real training steps, phase by phase, counted by tensor storages.
-
-As a program: ``python tests/framer/planning/measuring.py STEPS CONFIG OUTPUT [CONFIG OUTPUT ...]`` on every rank.
-"""
+"""Peak memory of real training steps, phase by phase, counted by tensor storages."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,21 +79,11 @@ def measure(config: TrainConfig, steps: int) -> dict[str, Any]:
                 resting = memory.current
             trainer._optimizer_step(batches)
         memory.enter("")
-    return {
-        "resting": resting,
-        "phases": memory.phases,
-        "operators": memory.operators,
-        "buffers": {n: str(b.dtype) for n, b in trainer.model.named_buffers()},
-        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()),
-    }
+    return {"resting": resting, "phases": memory.phases, "operators": memory.operators}
 
 
-def main(arguments: list[str]) -> None:
-    steps, *pairs = arguments
-    for config, output in zip(pairs[::2], pairs[1::2], strict=True):
-        measured = measure(load_config(TrainConfig, config), int(steps))
-        Path(f"{output}.{torch.distributed.get_rank()}").write_text(json.dumps(measured))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def main(configs: list[str]) -> None:
+    """Measures one configuration after the other and writes each one's phases beside it."""
+    for path in configs:
+        measured = measure(load_config(TrainConfig, path), steps=3)
+        Path(path).with_suffix(f".{torch.distributed.get_rank()}.json").write_text(json.dumps(measured))
