@@ -48,7 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
     memory = parse_memory(arguments.memory)
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     # These import torch and DeepSpeed, which takes seconds: after what can be refused without them.
-    from framer.planning.flops import model_flops_per_sample
     from framer.planning.planner import Planner, recommend
     from framer.planning.report import PlanReport, draw_plans, render_json, render_text
     from framer.planning.settings import shown_settings
@@ -61,7 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
         memory=memory,
         budget=budget,
         step=planner.unpartitioned(config),
-        model_flops=model_flops_per_sample(config),
         plans=[planner.as_configured(), *map(planner.plan, shown_settings())],
         recommendation=recommend(planner, budget),
     )

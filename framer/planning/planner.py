@@ -144,7 +144,8 @@ def _largest_batch(planner: Planner, setting: Setting, fitting: Plan, budget: in
         return plans[batch_size].memory.peak.bytes
 
     fits, fails = fitting.batch_size, LARGEST_BATCH + 1
-    guess = min(2 * fits, LARGEST_BATCH)
+    activations = max(1, fitting.memory.peak.parts["activations"])
+    guess = min(max(fits + 1, int(fits * (1 + (budget - peak(fits)) / activations))), LARGEST_BATCH)
     while fails - fits > 1:
         if peak(guess) <= budget:
             fits = guess

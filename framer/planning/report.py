@@ -24,7 +24,7 @@ _COLOURS: Final[dict[Part, str]] = {
     "activations": "#D55E00",
     "temporaries": "#999999",
 }
-_COLUMNS: Final = {
+_COLUMNS: Final[dict[str, tuple[Part, ...]]] = {
     "param.": ("parameters", "gathered parameters"),
     "states": ("master weights", "optimizer states"),
     "grad.": ("gradients", "buckets"),
@@ -43,7 +43,6 @@ class PlanReport(NamedTuple):
         memory: Bytes of a device.
         budget: Bytes of it that a run may take: without the reserve.
         step: A micro-step, for the model's size.
-        model_flops: Of the transformer and one sample, see `framer.planning.flops.model_flops_per_sample`.
         plans: The configuration as it is, then the settings that are compared.
         recommendation: What to use.
     """
@@ -53,9 +52,14 @@ class PlanReport(NamedTuple):
     memory: int
     budget: int
     step: MicroStep
-    model_flops: float
     plans: Sequence[Plan]
     recommendation: Recommendation
+
+    @property
+    def model_flops(self) -> float:
+        """Forward and backward operations of the transformer for a sample, nothing computed twice."""
+        # As framer.planning.flops.model_flops_per_sample; this micro-step is there already.
+        return 3.0 * self.step.flops.forward / self.plans[0].batch_size
 
 
 def render_text(report: PlanReport) -> str:
@@ -70,8 +74,7 @@ def render_text(report: PlanReport) -> str:
         f"{len(report.step.blocks)} blocks; {configured.batch_size} samples a rank and micro-step; "
         f"{report.model_flops / 1e12:.3g} TFLOP a sample",
         "",
-        "Peak memory of a rank and what it is made of, what it takes of the host, and what it sends in an optimizer step "
-        "(GB):",
+        "Peak memory of a rank and what it is made of, memory of the host, what is sent in an optimizer step, in GB:",
         "",
         *_table(report),
         "",
@@ -139,7 +142,7 @@ def _table(report: PlanReport) -> list[str]:
                 plan.label,
                 gigabytes(peak.bytes),
                 phase,
-                *(gigabytes(sum(peak.parts[part] for part in parts)) for parts in _COLUMNS.values()),  # type: ignore[index]
+                *(gigabytes(sum(peak.parts[part] for part in parts)) for parts in _COLUMNS.values()),
                 gigabytes(plan.memory.host_peak.bytes),
                 gigabytes(plan.communication.total),
                 f"{sum(plan.flops) / 1e12:.3g}",
@@ -159,9 +162,8 @@ def _table(report: PlanReport) -> list[str]:
 
 def _phases(plan: Plan) -> list[str]:
     lines = [f"Phase by phase, {plan.label}, batch {plan.batch_size}:"]
-    lines += [
-        f"  {phase:<15}{gigabytes(peak.bytes):>7} GB: {_made_of(peak)}" for phase, peak in plan.memory.device.items()
-    ]
+    for phase, peak in plan.memory.device.items():
+        lines.append(f"  {phase:<15}{gigabytes(peak.bytes):>7} GB: {_made_of(peak)}")
     if plan.memory.host_peak.bytes:
         lines.append(f"  host memory of each rank: {gigabytes(plan.memory.host_peak.bytes)} GB")
     flops, sent = plan.flops, plan.communication

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from framer.config.loading import load_config
+from framer.config.training import TrainConfig
+from framer.planning.activations import trace_micro_step
+from framer.planning.communication import step_communication
+from framer.planning.flops import model_flops_per_sample
+from framer.planning.planner import Planner, recommend
+from framer.planning.settings import RECOMPUTED, Setting, settings_by_cost
+from tests.framer.planning.planning_cases import small_config, write_small
+
+
+@pytest.fixture(scope="module")
+def planner() -> Planner:
+    return Planner(small_config(), world_size=4)
+
+
+def peak(planner: Planner, setting: Setting, batch_size: int | None = None) -> int:
+    return planner.plan(setting, batch_size=batch_size).memory.peak.bytes
+
+
+def test_each_stage_takes_less_than_the_one_before(planner: Planner) -> None:
+    plans = [planner.plan(Setting(stage)) for stage in range(4)]
+    peaks = [plan.memory.peak.bytes for plan in plans[:3]]
+    assert peaks == sorted(set(peaks), reverse=True)
+    # Stage 3 gathers all of a model that is this small, but keeps a share.
+    kept = [plan.memory.device["optimizer step"].parts["parameters"] for plan in plans]
+    assert kept[0] <= kept[1] == kept[2]
+    assert kept[3] < 0.4 * kept[2]
+
+
+def test_recomputation_takes_fewer_activations_and_more_operations(planner: Planner) -> None:
+    kept, every_other, all_blocks = (planner.plan(Setting(2, every)) for every in (0, 2, 1))
+    activations = [plan.memory.device["forward"].parts["activations"] for plan in (kept, every_other, all_blocks)]
+    assert activations == sorted(activations, reverse=True)
+    assert kept.flops.recomputation == 0
+    # A block's forward pass again, but for what nothing needs: its last projections.
+    assert 0.8 < all_blocks.flops.recomputation / all_blocks.flops.forward < 1
+    assert all_blocks.flops.forward == kept.flops.forward
+    assert all_blocks.flops.backward == kept.flops.backward
+
+
+def test_offload_moves_states_to_the_host(planner: Planner) -> None:
+    whole, offloaded = planner.plan(Setting(2, 1)), planner.plan(Setting(2, 1, offload_optimizer=True))
+    parts = offloaded.memory.peak.parts
+    assert parts["optimizer states"] == parts["master weights"] == 0
+    states = sum(whole.memory.peak.parts[part] for part in ("optimizer states", "master weights"))
+    assert whole.memory.host_peak.bytes == 0
+    assert offloaded.memory.host_peak.bytes > states
+
+
+def test_every_setting_can_be_given_as_overrides(planner: Planner, tmp_path: Path) -> None:
+    path = write_small(tmp_path)
+    settings = list(settings_by_cost())
+    assert len(settings) == len(set(settings)) > 4 * len(RECOMPUTED)
+    for setting in settings:
+        assert load_config(TrainConfig, path, setting.overrides(planner.config)) == setting.apply(planner.config)
+
+
+def test_a_setting_undoes_the_offload_of_the_configuration(tmp_path: Path) -> None:
+    config = small_config(deepspeed={"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"})
+    overrides = Setting(1).overrides(config)
+    assert {"deepspeed.offload_optimizer=null", "deepspeed.offload_param=null"} < set(overrides)
+    assert Setting(1).apply(config).deepspeed.offload_param is None
+
+
+def test_the_first_setting_that_fits_is_recommended_with_the_largest_batch(planner: Planner) -> None:
+    # Just enough for stage 1 without recomputation.
+    budget = peak(planner, Setting(1))
+    assert peak(planner, Setting(0)) > budget
+    chosen = recommend(planner, budget)
+    assert chosen.fitting == planner.plan(Setting(1))
+    assert chosen.largest == chosen.fitting
+
+
+def test_the_largest_batch_fits_and_the_next_does_not(planner: Planner) -> None:
+    budget = 4 * peak(planner, Setting(0))
+    largest = recommend(planner, budget).largest
+    assert largest is not None
+    assert largest.memory.peak.bytes <= budget < peak(planner, Setting(0), largest.batch_size + 1)
+    assert f"training.batch_size={largest.batch_size}" in largest.overrides
+
+
+def test_where_nothing_fits_the_smallest_is_named(planner: Planner) -> None:
+    chosen = recommend(planner, budget=1000)
+    assert chosen.fitting is None
+    assert chosen.smallest is not None
+    assert chosen.single is not None
+    assert chosen.smallest.memory.peak.bytes == min(peak(planner, setting) for setting in settings_by_cost())
+    assert chosen.single.batch_size == 1
+
+
+def test_flops_of_the_micro_step_are_those_of_the_model(planner: Planner) -> None:
+    flops = planner.flops(planner.config)
+    assert 3 * flops.forward / planner.config.training.batch_size == model_flops_per_sample(planner.config)
+    # Operations of FRAMER: 3 students and the teacher, 8 x 8 tokens of width 128, 4 samples.
+    elements = 4 * 128 * 8 * 8
+    assert flops.framer == elements * (4 * 2 * 16 + 3 * 2 * 4) + elements * ((4 + 3) * 2 * 16 + 3 * 2 * 4)
+
+
+def test_communication_follows_the_stage() -> None:
+    sent = {}
+    for stage in range(4):
+        config = small_config(
+            deepspeed={"zero_stage": stage},
+            training={"gradient_accumulation_steps": 2},
+            framer={"in_batch_negatives_across_ranks": stage == 2},
+        )
+        step = trace_micro_step(config, partitioned=stage == 3)
+        sent[stage] = step_communication(step, config, world_size=4, gathered_elements=1000)
+    total = sum(parameter.numel for parameter in step.parameters)
+    # Gradients go in float32, parameters in bf16; a ring of 4 sends 3/4 of what it gathers.
+    assert [sent[stage].gradients for stage in range(4)] == [6 * total, 6 * total, 12 * total, 6 * total]
+    assert [sent[stage].parameters for stage in range(4)] == [0, 1.5 * total, 1.5 * total, 2 * 1500]
+    # Forward and backward of two micro-steps, to 3 ranks: the teacher of 4 samples.
+    assert [sent[stage].framer for stage in range(4)] == [0, 0, 2 * 2 * 3 * (4 * 128 * 64 * 2), 0]
+
+
+def test_parameters_are_gathered_for_forward_backward_and_recomputation() -> None:
+    gathered = []
+    for recompute in (False, True):
+        config = small_config(
+            deepspeed={"zero_stage": 3, "stage3_prefetch_bucket_size": 0},
+            training={"activation_checkpointing": recompute},
+        )
+        planner = Planner(config, world_size=4)
+        gathered.append(planner.as_configured().memory.gathered_elements)
+    total = sum(parameter.numel for parameter in planner.trace(config).parameters)
+    # What is used again within a billion elements, all of this model, stays: each parameter comes once, with padding.
+    assert all(total <= elements < 1.02 * total for elements in gathered)
