@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     memory = parse_memory(arguments.memory)
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     # These import torch and DeepSpeed, which takes seconds: after what can be refused without them.
+    _silence_deepspeed()
     from framer.planning.planner import Planner, recommend
     from framer.planning.report import PlanReport, draw_plans, render_json, render_text
     from framer.planning.settings import shown_settings
@@ -69,3 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         draw_plans(report, arguments.plot)
     return 0
+
+
+def _silence_deepspeed() -> None:
+    """Keeps DeepSpeed's notes, such as that there is no GPU, out of the output, where it would write them."""
+    # Its level is set when DeepSpeed is imported; a filter stays.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

@@ -485,6 +485,7 @@ class PartitionedStates(EngineStates):
     def update(self) -> None:
         settings = self.settings
         where = self.device if settings.offload_optimizer == "none" else self.host
+        self.device.note()
         for group in self.sub_groups:
             flattened = group * _FP32 if where is self.device else 0
             foreach = self.foreach and where is self.device

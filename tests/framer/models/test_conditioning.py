@@ -122,6 +122,8 @@ def test_the_inputs_of_an_image_without_a_caption() -> None:
     assert not inputs["encoder_hidden_states"].any()
     assert not inputs["pooled_projections"].any()
     assert torch.equal(inputs["timestep"], timesteps)
+    more = model_inputs(model, sample, condition, timesteps, text_tokens=3)
+    assert more["encoder_hidden_states"].shape == (2, 3, 6)
 
 
 def test_the_timestep_stays_float32_beside_bf16_images() -> None:

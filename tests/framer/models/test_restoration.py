@@ -47,11 +47,21 @@ def test_settings_that_fit(tmp_path: Path, trained: dict[str, Any], now: dict[st
             r"objective\.prediction_type=sample \(trained with velocity\)",
         ),
         ({"data": {"scale": 2}}, r"data\.scale=2 \(trained with 4\)"),
+        ({"model": {"text_tokens": 77}}, r"model\.text_tokens=77 \(trained with 1\)"),
     ],
 )
 def test_settings_under_which_the_model_means_something_else(tmp_path: Path, now: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_restoration(_export(tmp_path, _config()), _config(**now))
+
+
+def test_an_export_from_before_text_tokens_were_a_setting_has_one(tmp_path: Path) -> None:
+    settings = restoration_settings(_config())
+    del settings["text_tokens"]
+    (tmp_path / RESTORATION_FILE).write_text(json.dumps(settings))
+    check_restoration(tmp_path, _config())
+    with pytest.raises(ConfigError, match=r"model\.text_tokens=2 \(trained with 1\)"):
+        check_restoration(tmp_path, _config(model={"text_tokens": 2}))
 
 
 def test_a_folder_of_diffusers_alone_says_nothing(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ SLOW: dict[str, list[Case]] = {
         case("stage 2, fp32, 2 micro-steps", stage=2, precision="fp32", training=ACCUMULATED),
     ],
     "offload": [
-        bf16("optimizer on host", 2, deepspeed=OFFLOADED),
-        bf16("all on host", 3, deepspeed={**OFFLOADED, "offload_param": "cpu"}),
+        bf16("optimizer on host", 1, deepspeed=OFFLOADED),
+        fp32("optimizer on host", 2, deepspeed=OFFLOADED),
+        bf16("optimizer on host", 3, deepspeed=OFFLOADED),
     ],
     "activations": [
         bf16("recomputed", 2, 32, training=RECOMPUTED),
