@@ -163,6 +163,11 @@ class EngineStates(ABC):
     def update(self) -> None:
         """The optimizer step."""
 
+    @property
+    def _offloaded(self) -> bool:
+        """Whether optimizer state and master weights are elsewhere than on the device."""
+        return self.settings.offload_optimizer != "none"
+
     def _hold_frozen(self) -> None:
         self.device.hold("parameters", sum(self.frozen) * self.settings.itemsize)
 
@@ -242,7 +247,7 @@ class FlatStates(EngineStates):
         self._hold_frozen()
         self.device.hold("parameters", self.padded * settings.itemsize)
         where = self.device
-        if settings.offload_optimizer != "none":
+        if self._offloaded:
             where = self.host
             largest = max(self.numels) * settings.itemsize
             self.device.hold("buckets", largest)
@@ -253,7 +258,7 @@ class FlatStates(EngineStates):
 
     def _update_partition(self) -> None:
         """AdamW on the one flat tensor."""
-        where = self.device if self.settings.offload_optimizer == "none" else self.host
+        where = self.host if self._offloaded else self.device
         foreach = self.foreach and where is self.device
         where.note(temporaries=adamw_temporaries((self.partition,), foreach=foreach))
 
@@ -290,7 +295,7 @@ class BucketStates(FlatStates):
         if self.settings.stage == 1:
             self._open_bucket()
             self.device.hold("gradients", self.total * self._staged_itemsize)
-        elif self.settings.offload_optimizer != "none" and not self.wider:
+        elif self._offloaded and not self.wider:
             self.host.hold("gradients", self.own_elements * self.settings.itemsize)
         else:
             self._keep_partition()
@@ -315,6 +320,9 @@ class BucketStates(FlatStates):
         self._flush()
         self._keep_partition()
         self.device.note()
+        if self.accumulating and self.settings.stage == 2 and not (self.wider or self._offloaded):
+            # This micro-step's gradients have been added to those of the ones before.
+            self.device.release("gradients", self.own_elements * self.settings.itemsize)
         buckets = 2 if self.settings.overlapping else 1
         self.device.release("buckets", buckets * self.settings.reduce_bucket * self._staged_itemsize)
         self._bucketed = False
@@ -323,7 +331,7 @@ class BucketStates(FlatStates):
     def update(self) -> None:
         kept = self.device.held("gradients")
         self.device.note(temporaries=min(self.partition, max(self.numels)) * NORM_BYTES)
-        if self.settings.offload_optimizer != "none":
+        if self._offloaded:
             self._update_partition()
             return
         if not self.wider:
@@ -386,7 +394,7 @@ class BucketStates(FlatStates):
         settings = self.settings
         if self.wider:
             self.device.hold("gradients", self.partition * settings.accumulation_itemsize)
-        elif settings.offload_optimizer == "none":
+        elif not self._offloaded:
             self.device.hold("gradients", self.own_elements * settings.itemsize)
 
 
@@ -454,7 +462,7 @@ class PartitionedStates(EngineStates):
         if self.world_size > 1 or settings.offload_param != "none":
             persistent = [n for n in (*self.numels, *self.frozen) if n <= settings.persistence_threshold]
             self.device.hold("parameters", sum(persistent) * settings.itemsize)
-        where = self.device if settings.offload_optimizer == "none" else self.host
+        where = self.host if self._offloaded else self.device
         where.hold("gradients", self.partition * settings.accumulation_itemsize)
         if settings.offload_optimizer == "nvme":
             # One group is read, updated and written at a time.
@@ -483,8 +491,7 @@ class PartitionedStates(EngineStates):
 
     @override
     def update(self) -> None:
-        settings = self.settings
-        where = self.device if settings.offload_optimizer == "none" else self.host
+        where = self.host if self._offloaded else self.device
         self.device.note()
         for group in self.sub_groups:
             flattened = group * _FP32 if where is self.device else 0
