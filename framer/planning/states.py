@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import ceil
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from typing_extensions import override
@@ -48,6 +48,7 @@ class EngineSettings(NamedTuple):
         overlapping: Whether reductions overlap with the backward pass, which takes a second bucket.
         offload_optimizer: ``none``, ``cpu`` or ``nvme``.
         offload_param: ``none``, ``cpu`` or ``nvme``.
+        swap_buffers: Elements of the host's buffers through which parameters come from ``nvme``.
     """
 
     stage: int
@@ -64,6 +65,7 @@ class EngineSettings(NamedTuple):
     overlapping: bool
     offload_optimizer: str
     offload_param: str
+    swap_buffers: int
 
     @classmethod
     def of(cls, config: TrainConfig) -> EngineSettings:
@@ -90,7 +92,12 @@ class EngineSettings(NamedTuple):
             overlapping=bool(zero.overlap_comm),
             offload_optimizer=written["zero_optimization"].get("offload_optimizer", {}).get("device", "none"),
             offload_param=written["zero_optimization"].get("offload_param", {}).get("device", "none"),
+            swap_buffers=_swap_buffers(zero.offload_param),
         )
+
+
+def _swap_buffers(offload: Any) -> int:
+    return 0 if offload is None else int(offload.buffer_count) * int(offload.buffer_size)
 
 
 @cache
@@ -455,10 +462,11 @@ class PartitionedStates(EngineStates):
     def begin(self) -> None:
         settings = self.settings
         shares = self.partition + sum(map(self.share, self.frozen))
-        if settings.offload_param != "nvme":
-            (self.device if settings.offload_param == "none" else self.host).hold(
-                "parameters", shares * settings.itemsize
-            )
+        if settings.offload_param == "nvme":
+            self.host.hold("buckets", settings.swap_buffers * settings.itemsize)
+        else:
+            where = self.device if settings.offload_param == "none" else self.host
+            where.hold("parameters", shares * settings.itemsize)
         if self.world_size > 1 or settings.offload_param != "none":
             persistent = [n for n in (*self.numels, *self.frozen) if n <= settings.persistence_threshold]
             self.device.hold("parameters", sum(persistent) * settings.itemsize)
