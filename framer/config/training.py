@@ -100,6 +100,12 @@ class TrainConfig(ConfigSection):
                 f"evaluation.crop_size {self.evaluation.crop_size} is smaller than data.crop_size "
                 f"{self.data.crop_size}, the tile of inference"
             )
+        if self.training.precision != "fp32" and self.deepspeed.zero_stage == 0:
+            raise ValueError(
+                f"training.precision {self.training.precision} needs deepspeed.zero_stage 1, 2 or 3, got 0: without "
+                "ZeRO, DeepSpeed sums gradients in low precision and its float32 master weights cannot be read; on one "
+                "rank stage 1 costs nothing"
+            )
         if self.lr_scheduler.warmup_steps > self.training.max_steps:
             raise ValueError(
                 f"lr_scheduler.warmup_steps {self.lr_scheduler.warmup_steps} exceeds "

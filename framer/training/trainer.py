@@ -31,11 +31,12 @@ from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
-from framer.training.engine import NonFiniteGradientError, start_engine, step
+from framer.training.engine import NonFiniteGradientError, check_engine, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.health import NonFiniteLossError, first_non_finite_layer
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep
+from framer.training.partitioning import build_partitioned_transformer
 from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
@@ -80,10 +81,14 @@ class Trainer:
         pretrained = pretrained_folder(config.model)
         if pretrained is not None:
             check_restoration(pretrained, config)
-        transformer = build_transformer(config.model, seed=config.seed)
+        check_engine(config)
+        start_distributed()
+        if config.deepspeed.zero_stage == 3:
+            transformer = build_partitioned_transformer(config)
+        else:
+            transformer = build_transformer(config.model, seed=config.seed)
         _check_tokens(transformer, config)
         freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
-        start_distributed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         resumed_from = on_rank_zero(self._prepare_folder)
         torch.manual_seed(derived_seed(config.seed, "rank", self.rank))

@@ -23,7 +23,7 @@ ONE_RANK: dict[str, dict[str, Any]] = {
     "accumulation": {"training": {"batch_size": 2, "gradient_accumulation_steps": 2}},
     "x0-space": {"framer": {"feature_space": "x0"}},
     "x0-space-checkpointing": {"framer": {"feature_space": "x0"}, "training": {"activation_checkpointing": True}},
-    "bf16": {"training": {"precision": "bf16"}},
+    "bf16": {"training": {"precision": "bf16"}, "deepspeed": {"zero_stage": 1}},
     "bf16-zero3": {"training": {"precision": "bf16"}, "deepspeed": {"zero_stage": 3}},
     "bf16-zero2-accumulation": {
         "training": {"precision": "bf16", "batch_size": 2, "gradient_accumulation_steps": 2},
