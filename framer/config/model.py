@@ -63,7 +63,7 @@ class ModelConfig(ConfigSection):
     """Parameters that train, one or more of: ``all``; ``attention``, those of the blocks' attention; ``control``, those
     through which the low-resolution image enters; shell patterns of names, such as ``transformer_blocks.*.ff.*``."""
     compile_blocks: bool = False
-    """Compile each transformer block with ``torch.compile``."""
+    """Compile each transformer block with ``torch.compile``; not in ZeRO stage 3."""
     latents: Literal["pixel", "residual"] = "residual"
     """What is diffused: ``pixel``, the image in [-1, 1]; ``residual``, the image minus the bicubic upscaling."""
     latents_scale: PositiveFloat = 6.0

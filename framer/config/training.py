@@ -100,11 +100,16 @@ class TrainConfig(ConfigSection):
                 f"evaluation.crop_size {self.evaluation.crop_size} is smaller than data.crop_size "
                 f"{self.data.crop_size}, the tile of inference"
             )
-        if self.training.precision != "fp32" and self.deepspeed.zero_stage == 0:
+        if self.training.precision != "fp32" and self.deepspeed.zero_stage < 2:
             raise ValueError(
-                f"training.precision {self.training.precision} needs deepspeed.zero_stage 1, 2 or 3, got 0: without "
-                "ZeRO, DeepSpeed sums gradients in low precision and its float32 master weights cannot be read; on one "
-                "rank stage 1 costs nothing"
+                f"training.precision {self.training.precision} needs deepspeed.zero_stage 2 or 3, got "
+                f"{self.deepspeed.zero_stage}: in stage 0 DeepSpeed sums gradients in low precision, and in stage 1 a "
+                "resumed run would not equal an uninterrupted one; on one rank stage 2 costs nothing"
+            )
+        if self.model.compile_blocks and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "model.compile_blocks with deepspeed.zero_stage 3: DeepSpeed gathers parameters between a block's "
+                "modules, so that hardly anything would be compiled; use stage 2, or do not compile"
             )
         if self.lr_scheduler.warmup_steps > self.training.max_steps:
             raise ValueError(

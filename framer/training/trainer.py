@@ -20,6 +20,7 @@ from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
 from framer.errors import UserError
 from framer.extras import require
+from framer.features.adapters import adapter_for
 from framer.files import write_text
 from framer.models.build import build_transformer, pretrained_folder
 from framer.models.conditioning import model_inputs
@@ -96,6 +97,9 @@ class Trainer:
         self.device = torch.device(self.engine.device)
         self.model: SD3Transformer2DModel = self.engine.module
         enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
+        if config.model.compile_blocks:
+            for block in adapter_for(self.model).blocks:
+                block.compile()
         self.latents = build_latents(config.model)
         self.objective = FlowMatching(config.objective)
         self.framer: Framer | None = None

@@ -174,8 +174,14 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_is_allowed(
         ("lr_scheduler: {warmup_steps: 1001}", "lr_scheduler.warmup_steps 1001 exceeds training.max_steps 1000"),
         (
             "training: {precision: fp16}",
-            "training.precision fp16 needs deepspeed.zero_stage 1, 2 or 3, got 0: without ZeRO, DeepSpeed sums "
-            "gradients in low precision and its float32 master weights cannot be read; on one rank stage 1 costs nothing",
+            "training.precision fp16 needs deepspeed.zero_stage 2 or 3, got 0: in stage 0 DeepSpeed sums gradients in "
+            "low precision, and in stage 1 a resumed run would not equal an uninterrupted one; on one rank stage 2 "
+            "costs nothing",
+        ),
+        (
+            "model: {compile_blocks: true}\ndeepspeed: {zero_stage: 3}",
+            "model.compile_blocks with deepspeed.zero_stage 3: DeepSpeed gathers parameters between a block's "
+            "modules, so that hardly anything would be compiled; use stage 2, or do not compile",
         ),
         (
             "training: {activation_checkpointing: {every: 2}}",
