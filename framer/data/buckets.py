@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -104,7 +105,7 @@ class BucketOrder:
     def _turn_in(self, block: int) -> tuple[int, int]:
         for bucket in self._sizes:
             # A bucket's turn k comes in block k at the earliest, and later turns come in later blocks.
-            turn = bisect_left(range(block + 1), block, key=lambda k, bucket=bucket: self.block_of(bucket, k))
+            turn = bisect_left(range(block + 1), block, key=partial(self.block_of, bucket))
             if turn <= block and self.block_of(bucket, turn) == block:
                 return bucket, turn
         raise AssertionError(f"no bucket has block {block}")

@@ -122,7 +122,7 @@ class RealISRDataset(Dataset[Sample]):
         for path in paths:
             try:
                 image = read_image(path)
-                bucket = nearest_bucket(*image.shape[:2], self.buckets)
+                bucket = nearest_bucket(image.shape[0], image.shape[1], self.buckets)
                 for factor in self.rescale:
                     rescaled = _rescaled(image, factor)
                     _check_size(rescaled, self.buckets[bucket], path, factor)
