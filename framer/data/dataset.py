@@ -111,6 +111,9 @@ class RealISRDataset(Dataset[Sample]):
         self._epochs: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
         self._members: list[list[Path]] = [[] for _ in self.buckets]
         self.paths: list[Path] = self._usable([Path(path) for path in paths], on_broken)
+        for bucket, count in zip(self.buckets, self.bucket_sizes, strict=True):
+            if not count:
+                logger.warning("no photograph is nearest to the aspect ratio of bucket %s", list(bucket))
         self._order = BucketOrder(self.bucket_sizes, block=1, seed=seed)
         _use_one_thread()
 

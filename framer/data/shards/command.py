@@ -35,10 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verify is not None:
         from framer.data.shards.verify import verify_shards
 
-        manifest = verify_shards(arguments.verify)
-        sys.stdout.write(
-            f"{arguments.verify}: {manifest.samples} samples in {len(manifest.shards)} shards are intact\n"
-        )
+        folder = arguments.verify.expanduser()
+        manifest = verify_shards(folder)
+        sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards are intact\n")
         return 0
     if arguments.config is None or arguments.output is None or arguments.samples is None:
         raise UserError("give --config, --output and --samples to write shards, or --verify to check them")
@@ -50,18 +49,17 @@ def run(arguments: argparse.Namespace) -> int:
     from framer.data.shards.writer import write_shards
     from framer.data.sources import open_photographs
 
+    folder = arguments.output.expanduser()
     manifest = write_shards(
         open_photographs(config.data, seed=config.seed),
-        arguments.output,
+        folder,
         crop_size=config.data.crop_size,
         samples=arguments.samples,
         shard_size=arguments.shard_size,
         workers=config.data.workers if arguments.workers is None else arguments.workers,
     )
     size = sum(shard.bytes for shard in manifest.shards)
-    sys.stdout.write(
-        f"{arguments.output}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB\n"
-    )
+    sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB\n")
     return 0
 
 
