@@ -155,4 +155,5 @@ def parse_manifest(path: Path) -> ShardManifest:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
         raise UserError(f"{path} is damaged: {f'{where}: ' if where else ''}{message}") from None
