@@ -117,10 +117,10 @@ def fingerprint(made_from: dict[str, Any]) -> str:
 
 
 def is_shard_folder(folder: Path) -> bool:
-    """Whether a folder holds shards, finished or not."""
+    """Whether a folder holds shards, finished or not: a manifest, or tar files that are named like shards."""
     if (folder / MANIFEST_FILE).is_file() or (folder / UNFINISHED_FILE).is_file():
         return True
-    return folder.is_dir() and next(folder.glob("*.tar"), None) is not None
+    return folder.is_dir() and next(folder.glob("[0-9]" * 6 + ".tar"), None) is not None
 
 
 def read_manifest(folder: Path) -> ShardManifest:

@@ -263,7 +263,9 @@ def _earlier_shards(folder: Path, manifest: ShardManifest) -> list[ShardRecord]:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--output {folder} is a file; give a folder")
         if is_shard_folder(folder):
-            raise UserError(f"--output {folder} holds tar files that this command did not write; give another folder")
+            raise UserError(
+                f"--output {folder} holds numbered tar files that this command did not write; give another folder"
+            )
         return []
     before, now = earlier.made_from, manifest.made_from
     changed = [

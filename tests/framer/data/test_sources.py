@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ def test_photographs(photos: Path) -> None:
     source = open_source(config.data, seed=0)
     assert isinstance(source, RealISRDataset)
     assert len(source) == 2
+
+
+def test_photographs_beside_a_tar_file_are_photographs(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "backup.tar").write_bytes(b"")
+    assert isinstance(open_source(_config(train=str(tmp_path / "photos"), crop_size=24).data, seed=0), RealISRDataset)
 
 
 def test_settings_that_are_not_given_are_the_shards_own(square: Path, bucketed: Path) -> None:

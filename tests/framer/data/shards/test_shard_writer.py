@@ -187,10 +187,10 @@ def test_other_photographs_of_the_same_names_are_refused(photos: list[Path], sha
 
 
 def test_tar_files_of_others_are_left_alone(photos: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "backup.tar").write_bytes(b"precious")
-    with pytest.raises(UserError, match="holds tar files that this command did not write"):
+    (tmp_path / "000007.tar").write_bytes(b"precious")
+    with pytest.raises(UserError, match="holds numbered tar files that this command did not write"):
         make_shards(dataset_of(photos), tmp_path)
-    assert contents(tmp_path) == {"backup.tar": b"precious"}
+    assert contents(tmp_path) == {"000007.tar": b"precious"}
 
 
 def test_the_folder_is_a_file(photos: list[Path]) -> None:
