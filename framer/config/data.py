@@ -21,6 +21,9 @@ class DataConfig(ConfigSection):
     evaluation: NonEmptyText = "heldout"
     """``heldout`` (bundled photographs that nothing is trained or chosen on), ``validation`` (a bundled photograph to
     choose settings on) or a folder of images."""
+    shards_fingerprint: NonEmptyText | None = None
+    """Fingerprint of the shards that ``train`` names; null takes it from their manifest. So the resolved configuration
+    and a run's checkpoints say which shards they are of, and no others are taken for them."""
     crop_size: PositiveInt = 64
     """Height and width of a training crop of the high-resolution photograph, in pixels."""
     scale: Annotated[Literal[2, 4, 8], BeforeValidator(integer)] = 4

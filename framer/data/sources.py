@@ -71,7 +71,7 @@ def shard_folder(data: DataConfig) -> Path | None:
 
 
 def with_shard_settings(config: TrainConfig) -> TrainConfig:
-    """Takes crop sizes, scale and degradation from the shards' manifest, where ``data.train`` names shards.
+    """Takes crop sizes, scale, degradation and fingerprint from the manifest, where ``data.train`` names shards.
 
     Args:
         config: The configuration as the user gave it.
@@ -86,6 +86,11 @@ def with_shard_settings(config: TrainConfig) -> TrainConfig:
     """
     folder = shard_folder(config.data)
     if folder is None:
+        if config.data.shards_fingerprint is not None:
+            raise ConfigError(
+                f"data.shards_fingerprint is given, but data.train={config.data.train} holds no shards; give their "
+                "folder, or remove the fingerprint"
+            )
         return config
     manifest = read_manifest(folder)
     own: dict[str, Any] = {
@@ -93,8 +98,9 @@ def with_shard_settings(config: TrainConfig) -> TrainConfig:
         "buckets": manifest.config_buckets,
         "scale": manifest.scale,
         "degradation": manifest.degradation,
+        "shards_fingerprint": manifest.fingerprint,
     }
-    given = config.data.model_fields_set
+    given = config.data.model_fields_set - ({"shards_fingerprint"} if config.data.shards_fingerprint is None else set())
     problems = [
         f"data.{name}={getattr(config.data, name)} (the shards have {value})"
         for name, value in own.items()

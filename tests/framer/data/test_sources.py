@@ -14,7 +14,7 @@ from framer.config.loading import build_config
 from framer.config.training import TrainConfig
 from framer.data.dataset import RealISRDataset
 from framer.data.images import write_png
-from framer.data.shards.manifest import MANIFEST_FILE
+from framer.data.shards.manifest import MANIFEST_FILE, read_manifest
 from framer.data.shards.reader import ShardDataset
 from framer.data.shards.writer import write_shards
 from framer.data.sources import open_source, with_shard_settings
@@ -71,6 +71,8 @@ def test_settings_that_are_not_given_are_the_shards_own(square: Path, bucketed: 
     config = with_shard_settings(_config(train=str(bucketed)))
     assert config.data.buckets == [[24, 24], [16, 32]]
     assert with_shard_settings(config) == config
+    assert config.data.shards_fingerprint == read_manifest(bucketed).fingerprint
+    assert with_shard_settings(_config(train=str(bucketed), shards_fingerprint=None)) == config
     source = open_source(config.data, seed=0)
     assert isinstance(source, ShardDataset)
     assert source.buckets == [(24, 24), (16, 32)]
@@ -89,6 +91,7 @@ def test_settings_that_agree_are_accepted(bucketed: Path) -> None:
         ({"crop_size": 32}, "data.crop_size=32 (the shards have 24)"),
         ({"scale": 4}, "data.scale=4 (the shards have 2)"),
         ({"degradation": "light"}, "data.degradation=light (the shards have heavy)"),
+        ({"shards_fingerprint": "0" * 64}, f"data.shards_fingerprint={'0' * 64} (the shards have "),
         ({"buckets": []}, "data.buckets=[] (the shards have [[24, 24], [16, 32]])"),
         ({"buckets": [[16, 32], [24, 24]]}, "data.buckets=[[16, 32], [24, 24]] (the shards have"),
         ({"rescale": [1.0, 0.5]}, "data.rescale=[1.0, 0.5] (has no effect on shards"),
@@ -117,6 +120,11 @@ def test_the_completed_configuration_is_checked_again(square: Path) -> None:
         ConfigError, match=r"(?s)shards\.json.*evaluation\.crop_size 20 is smaller than data\.crop_size 24"
     ):
         with_shard_settings(config)
+
+
+def test_a_fingerprint_without_shards(photos: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shards_fingerprint is given, but data\.train=.* holds no shards"):
+        with_shard_settings(_config(train=str(photos), shards_fingerprint="0" * 64))
 
 
 def test_tar_files_without_a_manifest(tmp_path: Path) -> None:

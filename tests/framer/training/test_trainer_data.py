@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -137,6 +138,19 @@ def test_shards_that_contradict_the_configuration(
     config = str(tiny_config(tmp_path, data={"train": str(shards)}))
     assert "data.crop_size=64 (the shards have 32)" in _message(capsys, "--config", config, "data.crop_size=64")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_shards(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = tmp_path / "shards", str(tiny_config(tmp_path, data={"train": str(tmp_path / "shards")}))
+    for seed in (0, 1):
+        shutil.rmtree(folder, ignore_errors=True)
+        dataset = RealISRDataset(sorted(photos.glob("*.png"))[:SQUARES], crop_size=32, seed=seed)
+        write_shards(dataset, folder, crop_size=32, samples=6, shard_size=10**6, workers=0)
+        status = main(["--config", config, f"training.max_steps={1 + seed}"])
+        assert status == (2 if seed else 0)
+    assert "is of a run with other settings: data.shards_fingerprint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
