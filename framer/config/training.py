@@ -91,6 +91,11 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 f"data.crop_size {self.data.crop_size} is not a multiple of model.architecture.patch_size {patch}"
             )
+        for height, width in self.data.buckets:
+            if self.model.pretrained is None and (height % patch or width % patch):
+                raise ValueError(
+                    f"data.buckets: [{height}, {width}] is not a multiple of model.architecture.patch_size {patch}"
+                )
         if self.evaluation.crop_size % self.data.scale:
             raise ValueError(
                 f"evaluation.crop_size {self.evaluation.crop_size} is not a multiple of data.scale {self.data.scale}"

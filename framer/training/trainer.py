@@ -16,7 +16,9 @@ from torch import Tensor
 from framer.analysis.history import LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
-from framer.data.dataset import Sample
+from framer.data.buckets import CropSize
+from framer.data.samples import Sample
+from framer.data.sources import with_shard_settings
 from framer.distill import Framer, FramerOutput
 from framer.errors import UserError
 from framer.extras import require
@@ -75,7 +77,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+        self.config = config = with_shard_settings(config)
         self.folder = RunFolder(Path(config.output_dir).expanduser())
         self.dataset = build_dataset(config)
         self.heldout = load_heldout(config)
@@ -316,16 +318,20 @@ def _mean_diagnostics(out: FramerOutput) -> Tensor:
 def _check_tokens(model: SD3Transformer2DModel, config: TrainConfig) -> None:
     patch, largest = int(model.config.patch_size), int(model.config.pos_embed_max_size)
     crop = config.data.crop_size
-    if crop % patch or crop // patch > largest:
-        raise UserError(
-            f"data.crop_size {crop}: the model needs a multiple of its patch size {patch}, at most {patch * largest}"
-        )
-    side = crop // patch if config.framer.feature_space == "hidden" else crop
-    if config.framer.enabled and config.framer.bands == "radial":
-        try:
-            BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, side, side, dtype=torch.complex64))
-        except ValueError as error:
-            raise UserError(f"framer.cutoff {config.framer.cutoff} with data.crop_size {crop}: {error}") from None
+    # Crops of crop_size are the tiles of inference, even where buckets give the sizes in training.
+    sizes = {f"data.crop_size {crop}": CropSize(crop, crop)}
+    sizes |= {f"data.buckets [{h}, {w}]": CropSize(h, w) for h, w in config.data.buckets}
+    for key, size in sizes.items():
+        if size.height % patch or size.width % patch or max(size) // patch > largest:
+            raise UserError(
+                f"{key}: the model needs multiples of its patch size {patch}, at most {patch * largest} a side"
+            )
+        height, width = size if config.framer.feature_space != "hidden" else (size.height // patch, size.width // patch)
+        if config.framer.enabled and config.framer.bands == "radial":
+            try:
+                BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, height, width, dtype=torch.complex64))
+            except ValueError as error:
+                raise UserError(f"framer.cutoff {config.framer.cutoff} with {key}: {error}") from None
     if config.evaluation.crop_size % patch:
         raise UserError(
             f"evaluation.crop_size {config.evaluation.crop_size}: the model needs a multiple of its patch size {patch}"

@@ -129,6 +129,17 @@ def test_a_value_where_a_section_belongs_is_refused_with_the_sections_keys(dotte
         ("data: {train: ''}", "data.train: should not be empty, got ''"),
         ("training: {resume: no}", "training.resume: should be text (put it in quotes if it is), got false"),
         ("model: {pretrained: 5}", "model.pretrained: should be text (put it in quotes if it is) or null, got 5"),
+        ("data: {buckets: 64}", "data.buckets: should be a list, got 64"),
+        ("data: {buckets: [64]}", "data.buckets.0: should be a list, got 64"),
+        ("data: {buckets: [[64]]}", "data.buckets.0: list should have at least 2 items, not 1, got [64]"),
+        ("data: {buckets: [[64, 64], [0, 64]]}", "data.buckets.1.0: should be greater than 0, got 0"),
+        ("data: {buckets: [[64, 96.0]]}", "data.buckets.0.1: should be an integer, got 96.0"),
+        ("data: {buckets: [[64, 64], [48, 90]]}", "data.buckets: [48, 90] is not a multiple of scale 4"),
+        (
+            "data: {buckets: [[48, 96], [64, 64], [64, 128]]}",
+            "data.buckets: [48, 96] and [64, 128] have the same aspect ratio, so no photograph is nearer to one of "
+            "them; keep one",
+        ),
         ("data: {rescale: 0.5}", "data.rescale: should be a list, got 0.5"),
         ("data: {rescale: []}", "data.rescale: list should have at least 1 item, not 0, got []"),
         ("data: {rescale: [1.0, 2]}", "data.rescale.1: should be less than or equal to 1, got 2"),
@@ -165,6 +176,10 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_is_allowed(
         (
             "data: {crop_size: 8}\nmodel: {architecture: {patch_size: 3}}",
             "data.crop_size 8 is not a multiple of model.architecture.patch_size 3",
+        ),
+        (
+            "data: {buckets: [[60, 68]]}\nmodel: {architecture: {patch_size: 8}}",
+            "data.buckets: [60, 68] is not a multiple of model.architecture.patch_size 8",
         ),
         ("evaluation: {crop_size: 66}", "evaluation.crop_size 66 is not a multiple of data.scale 4"),
         (
