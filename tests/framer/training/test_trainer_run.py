@@ -19,7 +19,7 @@ from framer.config.training import TrainConfig
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    config = tiny_config(folder, training={"sample_steps": 2, "tensorboard": True}, data={"workers": 1})
+    config = tiny_config(folder, training={"sample_steps": 2}, data={"workers": 1}, trackers={"tensorboard": True})
     result = train("--config", str(config), "optimizer.lr=5e-4")
     assert result.returncode == 0, result.stderr
     assert "report.md" in result.stdout

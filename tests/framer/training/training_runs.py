@@ -20,7 +20,8 @@ TINY: dict[str, Any] = {
     "data": {"crop_size": 32, "workers": 0},
     "model": {"architecture": {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8}},
     "optimizer": {"lr": 1e-3},
-    "training": {"max_steps": 4, "batch_size": 4, "checkpoint_steps": 2, "tensorboard": False},
+    "training": {"max_steps": 4, "batch_size": 4, "checkpoint_steps": 2},
+    "trackers": {"tensorboard": False},
     # Everything in stage 3 is partitioned: by default a tiny model would stay whole on every rank.
     "deepspeed": {"stage3_param_persistence_threshold": 0},
     "evaluation": {"crop_size": 64, "num_inference_steps": 1},
