@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from framer.config.loading import save_config
 from framer.config.trackers import WandbConfig
@@ -117,9 +117,8 @@ class WandbTracker:
         state = folder / "wandb" / WANDB_STATE
         with _writing(state.parent):
             state.parent.mkdir(exist_ok=True)
-        known = _read_state(state)
-        run_id = known.get("id") or secrets.token_hex(4)
-        self._last_logged = max(last_logged, int(known.get("last_logged", 0)))
+        run_id, logged_before = _read_state(state)
+        self._last_logged = max(last_logged, logged_before)
         write_text(state, json.dumps({"id": run_id, "last_logged": self._last_logged}) + "\n")
         try:
             self._run: Run = wandb.init(
@@ -174,12 +173,13 @@ def open_trackers(config: TrainConfig, folder: RunFolder, *, start_step: int, la
     return trackers
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> tuple[str, int]:
     if not path.is_file():
-        return {}
+        return secrets.token_hex(4), 0
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return str(state["id"]), int(state["last_logged"])
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}; remove it to log to a new run of W&B") from None
 
 
