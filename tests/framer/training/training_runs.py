@@ -53,6 +53,13 @@ def _environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
 
 
+def free_port() -> str:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def start_training(*arguments: str) -> subprocess.Popen[str]:
     """Starts ``train.py`` as a single process."""
     environment = _environment()
@@ -81,9 +88,7 @@ def run_on_ranks(world_size: int, program: str, configs: list[Path], *, timeout:
     Returns:
         Exit status and standard error of each rank.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, *map(str, configs)],
