@@ -1,14 +1,19 @@
-"""``srun`` and ``scontrol`` for tests: programs on PATH that do on this machine what a step does on its nodes."""
+"""``srun`` and ``scontrol`` for tests: they do on this machine what a job does on its nodes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
+from training_runs import REPOSITORY
+
+SCRIPT = REPOSITORY / "configs" / "slurm" / "train.sbatch"
 NODES = ("127.0.0.1", "localhost")
 
 _SRUN = """#!{python}
-import argparse, os, signal, subprocess, sys
+import argparse, os, signal, subprocess, sys, time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("-n", "--ntasks", type=int, default=int(os.environ.get("SLURM_NTASKS", "1")))
@@ -18,14 +23,8 @@ parser.add_argument("command", nargs=argparse.REMAINDER)
 arguments = parser.parse_args()
 nodes = int(os.environ["SLURM_NNODES"])
 a_node = arguments.ntasks // nodes
-tasks = []
-
-def forward(number, frame):
-    for task in tasks:
-        if task.poll() is None:
-            task.send_signal(number)
-
-signal.signal(signal.SIGUSR1, forward)
+tasks, signals = [], []
+signal.signal(signal.SIGUSR1, lambda number, frame: signals.append(number))
 for rank in range(arguments.ntasks):
     step = dict(
         SLURM_STEP_ID="0",
@@ -35,7 +34,13 @@ for rank in range(arguments.ntasks):
         SLURM_NODEID=str(rank // a_node),
     )
     tasks.append(subprocess.Popen(arguments.command, env=os.environ | step))
-sys.exit(max(task.wait() if task.wait() >= 0 else 128 - task.wait() for task in tasks))
+while any(task.poll() is None for task in tasks):
+    while signals:
+        number = signals.pop(0)
+        for task in tasks:
+            task.send_signal(number)
+    time.sleep(0.02)
+sys.exit(max(task.returncode if task.returncode >= 0 else 128 - task.returncode for task in tasks))
 """
 
 _SCONTROL = """#!/bin/bash
@@ -63,3 +68,26 @@ def install(folder: Path) -> Path:
         path.write_text(program.format(python=sys.executable, requeued=requeued))
         path.chmod(0o755)
     return requeued
+
+
+def start_job(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Starts the batch script as a job of two nodes with one task each; ``folder`` holds Slurm's stand-ins."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MASTER_", "SLURM_"))}
+    environment |= {
+        "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NODELIST": ",".join(NODES),
+        "SLURM_NNODES": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "0",
+        "SLURM_CPUS_PER_TASK": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), *arguments],
+        cwd=REPOSITORY,
+        env=environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
