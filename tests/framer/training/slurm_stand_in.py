@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training_runs import REPOSITORY
+from training_runs import REPOSITORY, environment
 
 SCRIPT = REPOSITORY / "configs" / "slurm" / "train.sbatch"
 NODES = ("127.0.0.1", "localhost")
@@ -72,8 +72,7 @@ def install(folder: Path) -> Path:
 
 def start_job(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """Starts the batch script as a job of two nodes with one task each; ``folder`` holds Slurm's stand-ins."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MASTER_", "SLURM_"))}
-    environment |= {
+    job = {
         "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NODELIST": ",".join(NODES),
@@ -81,12 +80,11 @@ def start_job(folder: Path, *arguments: str, **variables: str) -> subprocess.Pop
         "SLURM_NTASKS": "2",
         "SLURM_PROCID": "0",
         "SLURM_CPUS_PER_TASK": "1",
-        "CUDA_VISIBLE_DEVICES": "",
     }
     return subprocess.Popen(
         ["bash", str(SCRIPT), *arguments],
         cwd=REPOSITORY,
-        env=environment | variables,
+        env=environment(**job, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from slurm_stand_in import install, start_job
-from training_runs import REPOSITORY, free_port, read_steps, tiny_config, train_on_ranks
+from training_runs import REPOSITORY, environment, free_port, read_steps, tiny_config, train_on_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -47,12 +47,10 @@ def hostfile(tmp_path: Path) -> Path:
 
 
 def _start(*command: str, **variables: str) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [str(Path(sys.executable).parent / command[0]), *command[1:]],
         cwd=REPOSITORY,
-        env=environment | variables,
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

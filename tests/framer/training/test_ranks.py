@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from training_runs import environment
 
 # Registered before the group's own exit handler, so it runs after it.
 _THREADS_AT_EXIT = """
@@ -31,7 +32,9 @@ del cycle
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux shows them")
 def test_no_thread_of_the_group_outlives_the_program() -> None:
-    result = subprocess.run([sys.executable, "-c", _THREADS_AT_EXIT], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", _THREADS_AT_EXIT], env=environment(), capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     assert "gathered: ['value']" in result.stdout
     assert "left: []" in result.stdout

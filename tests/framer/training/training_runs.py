@@ -49,8 +49,11 @@ def tiny_config(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def _environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+def environment(**variables: str) -> dict[str, str]:
+    """That of a process of its own: a process group of the present one leaves variables behind."""
+    of_a_launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    own = {k: v for k, v in os.environ.items() if k not in of_a_launcher and not k.startswith("SLURM_")}
+    return {**own, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
 
 
 def free_port() -> str:
@@ -62,13 +65,10 @@ def free_port() -> str:
 
 def start_training(*arguments: str) -> subprocess.Popen[str]:
     """Starts ``train.py`` as a single process."""
-    environment = _environment()
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
     return subprocess.Popen(
         [sys.executable, "train.py", *arguments],
         cwd=REPOSITORY,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,7 +93,7 @@ def run_on_ranks(world_size: int, program: str, configs: list[Path], *, timeout:
         subprocess.Popen(
             [sys.executable, "-c", program, *map(str, configs)],
             cwd=REPOSITORY,
-            env=_environment(
+            env=environment(
                 RANK=str(rank),
                 LOCAL_RANK=str(rank),
                 WORLD_SIZE=str(world_size),
