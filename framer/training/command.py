@@ -37,10 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
 
         sys.stdout.write(dry_run(config, verbose=arguments.verbose))
         return 0
+    import torch.distributed as dist
+
     from framer.training.trainer import train
 
     report = train(config)
-    sys.stdout.write(f"report: {report}\n")
+    if dist.get_rank() == 0:
+        sys.stdout.write(f"report: {report}\n")
     return 0
 
 

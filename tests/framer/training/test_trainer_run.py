@@ -16,7 +16,6 @@ from training_runs import read_steps, tiny_config, train
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 
-
 TRACKERS = {"tensorboard": True, "wandb": {"project": "tests"}}
 
 
