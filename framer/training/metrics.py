@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -104,10 +104,10 @@ class MetricsLog:
         Raises:
             UserError: As :meth:`write`.
         """
-        with _writing(self._path):
-            self._file.close()
+        with _writing(self._path), ExitStack() as closing:
             for tracker in self._trackers:
-                tracker.close()
+                closing.callback(tracker.close)
+            closing.callback(self._file.close)
 
 
 def last_step(path: Path) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from framer.config.loading import save_config
 from framer.config.trackers import WandbConfig
@@ -21,6 +22,8 @@ from framer.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
     from wandb import Run
+
+logger = logging.getLogger(__name__)
 
 WANDB_STATE: Final = "framer.json"
 """Beside W&B's own files: the run's id and the last step that was logged before this process."""
@@ -95,8 +98,8 @@ class TensorBoardTracker:
 class WandbTracker:
     """A run of Weights & Biases, which a resumed training continues.
 
-    W&B takes no step twice. What a resumed training logs again, up to the last step that was logged before, is left
-    out: W&B keeps what it was told first.
+    W&B takes no step twice: what a resumed training logs again, up to the last step that was logged before, is left
+    out, and W&B keeps what it was told first. Where it fails later, the run goes on without it.
 
     Args:
         folder: The run's folder; W&B's files go to ``wandb`` in it.
@@ -117,6 +120,7 @@ class WandbTracker:
         state = folder / "wandb" / WANDB_STATE
         with _writing(state.parent):
             state.parent.mkdir(exist_ok=True)
+        self._failed = False
         run_id, logged_before = _read_state(state)
         self._last_logged = max(last_logged, logged_before)
         write_text(state, json.dumps({"id": run_id, "last_logged": self._last_logged}) + "\n")
@@ -140,16 +144,29 @@ class WandbTracker:
     def log_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """See :class:`Tracker`."""
         if step > self._last_logged:
-            self._run.log(dict(scalars), step=step)
+            self._log(dict(scalars), step)
 
     def log_image(self, name: str, path: Path, step: int) -> None:
         """See :class:`Tracker`."""
         if step > self._last_logged:
-            self._run.log({name: require("wandb", extra="wandb").Image(str(path))}, step=step)
+            self._log({name: require("wandb", extra="wandb").Image(str(path))}, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        if self._failed:
+            return
+        try:
+            self._run.log(values, step=step)
+        except require("wandb", extra="wandb").Error as error:
+            self._failed = True
+            logger.warning(
+                "trackers.wandb: %s; the run goes on without W&B, and its metrics.jsonl has every step", error
+            )
 
     def close(self) -> None:
         """See :class:`Tracker`."""
         self._run.finish()
+        # Offline, that returns before its service has written everything.
+        require("wandb", extra="wandb").teardown()
 
 
 def open_trackers(config: TrainConfig, folder: RunFolder, *, start_step: int, last_logged: int) -> list[Tracker]:

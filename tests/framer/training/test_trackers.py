@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
@@ -132,6 +133,24 @@ def test_a_resumed_wandb_run_is_the_same_one_and_takes_no_step_twice(tmp_path: P
     assert logged == [(step, 1.0) for step in range(1, 7)] + [(7, 3.0), (8, 3.0)]
     ids = {record.run.run_id for record in records(tmp_path) if record.WhichOneof("record_type") == "run"}
     assert ids == {json.loads((tmp_path / "wandb" / "framer.json").read_text())["id"]}
+
+
+def test_the_run_goes_on_without_a_wandb_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = WandbTracker(tmp_path, WandbConfig(), CONFIG, last_logged=0)
+    calls = []
+
+    def log(*arguments: object, **options: object) -> None:
+        calls.append(options)
+        raise wandb.Error("the service is gone")
+
+    monkeypatch.setattr(tracker._run, "log", log)
+    tracker.log_scalars({"train/loss": 1.0}, 1)
+    tracker.log_scalars({"train/loss": 1.0}, 2)
+    tracker.close()
+    assert calls == [{"step": 1}]
+    assert "trackers.wandb: the service is gone; the run goes on without W&B" in caplog.text
 
 
 def test_wandb_sends_nothing_by_default() -> None:
