@@ -29,7 +29,7 @@ _LAUNCHER: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SLURM: Final = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 # Set by srun in every step, and not in a batch script itself, whose SLURM_PROCID and SLURM_NTASKS say nothing of it.
 _SLURM_STEP: Final = "SLURM_STEP_ID"
-_MPI_SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_MPI_SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def read_place(environment: Mapping[str, str]) -> Place:

@@ -66,6 +66,7 @@ def test_one_process_needs_nothing(environment: dict[str, str]) -> None:
             "MASTER_ADDR and MASTER_PORT not set .* for SLURM_PROCID=3 of SLURM_NTASKS=4; set .*train.sbatch",
         ),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, "SLURM_NTASKS, SLURM_LOCALID not set .* beside SLURM_PROCID=0"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2: started by mpirun"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2: started by mpirun, .* would train alone"),
     ],
 )
