@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from framer.config.base import ConfigSection
 from framer.config.data import DataConfig, EvaluationConfig
 from framer.config.distillation import FramerConfig
+from framer.config.distributed import DistributedConfig
 from framer.config.engine import ActivationCheckpointingConfig, DeepSpeedConfig, LossScalingConfig
 from framer.config.model import ModelConfig, ObjectiveConfig
+from framer.config.trackers import TrackersConfig
 from framer.config.types import Fraction, NonEmptyText, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -63,8 +65,6 @@ class TrainingConfig(ConfigSection):
     """Steps between sample sheets; 0 writes one at the end only."""
     resume: str = "auto"
     """``auto`` (continue from the newest checkpoint in ``output_dir``, if any), ``never``, or a checkpoint folder."""
-    tensorboard: bool = True
-    """Write TensorBoard event files to ``output_dir/tensorboard``."""
 
 
 class TrainConfig(ConfigSection):
@@ -83,6 +83,8 @@ class TrainConfig(ConfigSection):
     training: TrainingConfig = TrainingConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    trackers: TrackersConfig = TrackersConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> TrainConfig:
