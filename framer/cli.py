@@ -32,6 +32,7 @@ class Command(Protocol):
 # Imported when asked for: most of them import torch, which takes seconds.
 COMMANDS: Final[dict[str, str]] = {
     "plan": "framer.planning.command",
+    "shard": "framer.data.shards.command",
     "train": "framer.training.command",
 }
 

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from framer.config.base import ConfigSection
 from framer.config.data import DataConfig, EvaluationConfig
 from framer.config.distillation import FramerConfig
+from framer.config.distributed import DistributedConfig
 from framer.config.engine import ActivationCheckpointingConfig, DeepSpeedConfig, LossScalingConfig
 from framer.config.model import ModelConfig, ObjectiveConfig
+from framer.config.trackers import TrackersConfig
 from framer.config.types import Fraction, NonEmptyText, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -63,8 +65,6 @@ class TrainingConfig(ConfigSection):
     """Steps between sample sheets; 0 writes one at the end only."""
     resume: str = "auto"
     """``auto`` (continue from the newest checkpoint in ``output_dir``, if any), ``never``, or a checkpoint folder."""
-    tensorboard: bool = True
-    """Write TensorBoard event files to ``output_dir/tensorboard``."""
 
 
 class TrainConfig(ConfigSection):
@@ -83,6 +83,8 @@ class TrainConfig(ConfigSection):
     training: TrainingConfig = TrainingConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    trackers: TrackersConfig = TrackersConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> TrainConfig:
@@ -91,6 +93,11 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 f"data.crop_size {self.data.crop_size} is not a multiple of model.architecture.patch_size {patch}"
             )
+        for height, width in self.data.buckets:
+            if self.model.pretrained is None and (height % patch or width % patch):
+                raise ValueError(
+                    f"data.buckets: [{height}, {width}] is not a multiple of model.architecture.patch_size {patch}"
+                )
         if self.evaluation.crop_size % self.data.scale:
             raise ValueError(
                 f"evaluation.crop_size {self.evaluation.crop_size} is not a multiple of data.scale {self.data.scale}"
@@ -99,6 +106,17 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 f"evaluation.crop_size {self.evaluation.crop_size} is smaller than data.crop_size "
                 f"{self.data.crop_size}, the tile of inference"
+            )
+        if self.training.precision != "fp32" and self.deepspeed.zero_stage < 2:
+            raise ValueError(
+                f"training.precision {self.training.precision} needs deepspeed.zero_stage 2 or 3, got "
+                f"{self.deepspeed.zero_stage}: in stage 0 DeepSpeed sums gradients in low precision, and in stage 1 a "
+                "resumed run would not equal an uninterrupted one; on one rank stage 2 costs nothing"
+            )
+        if self.model.compile_blocks and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "model.compile_blocks with deepspeed.zero_stage 3: DeepSpeed gathers parameters between a block's "
+                "modules, so that hardly anything would be compiled; use stage 2, or do not compile"
             )
         if self.lr_scheduler.warmup_steps > self.training.max_steps:
             raise ValueError(

@@ -9,9 +9,9 @@ from torch import nn
 from framer.config.model import ModelConfig
 from framer.errors import ConfigError
 
+ATTENTION_PARAMETERS = ("transformer_blocks.*.attn.*", "transformer_blocks.*.attn2.*")
 CONTROL_PARAMETERS = {"concat": ("pos_embed.proj.*",)}
 """Patterns of the parameters through which the low-resolution image enters, by ``model.conditioning``."""
-ATTENTION_PARAMETERS = ("transformer_blocks.*.attn.*", "transformer_blocks.*.attn2.*")
 
 
 def trainable_parameters(model: nn.Module, config: ModelConfig) -> frozenset[str]:
@@ -22,24 +22,18 @@ def trainable_parameters(model: nn.Module, config: ModelConfig) -> frozenset[str
         config: Says which parameters train, and how the low-resolution image enters.
 
     Raises:
-        ConfigError: A pattern matches no parameter.
+        ConfigError: A set or pattern matches no parameter.
     """
+    sets = {"all": ("*",), "attention": ATTENTION_PARAMETERS, "control": CONTROL_PARAMETERS[config.conditioning]}
     names = [name for name, _ in model.named_parameters()]
-    if config.trainable == "all":
-        return frozenset(names)
-    if config.trainable == "attention":
-        patterns: tuple[str, ...] = ATTENTION_PARAMETERS
-        # Only models with dual attention layers have the second attention.
-        selected = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
-        return frozenset(selected)
-    patterns = CONTROL_PARAMETERS[config.conditioning] if config.trainable == "control" else tuple(config.trainable)
-    selected = set()
-    for pattern in patterns:
-        matched = {name for name in names if fnmatchcase(name, pattern)}
+    selected: set[str] = set()
+    for entry in config.trainable:
+        patterns = sets.get(entry, (entry,))
+        matched = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         if not matched:
             raise ConfigError(
-                f"model.trainable: the pattern '{pattern}' matches none of the model's {len(names)} parameters, such "
-                f"as {names[0]} and {names[-1]}"
+                f"model.trainable: '{entry}' matches none of the model's {len(names)} parameters, such as {names[0]} "
+                f"and {names[-1]}; expected {', '.join(sets)}, or a pattern of their names"
             )
         selected |= matched
     return frozenset(selected)

@@ -17,7 +17,7 @@ from framer.models.latents import build_latents
 from framer.objectives import FlowMatching
 from framer.planning.attention import fused_attention
 from framer.planning.flops import operator_flops
-from framer.planning.model import META, meta_transformer
+from framer.planning.model import META, crop_sizes, meta_transformer
 from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
 from framer.planning.storages import PeakMemory
 from framer.training.activation_checkpointing import enable_activation_checkpointing
@@ -173,7 +173,7 @@ class _Recorder(PeakMemory):  # type: ignore[no-untyped-call]
 
 
 def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> MicroStep:
-    """Runs a micro-step of one rank, of the sizes that the configuration says, on tensors without storage.
+    """Runs a micro-step of one rank, of the largest crops that the configuration asks for, on tensors without storage.
 
     The model, its checkpointing, the objective and FRAMER's loss are the trainer's own. In-batch negatives are those of
     one rank: what other ranks send is held within operators, which are not seen from outside
@@ -234,15 +234,16 @@ def _run(model: SD3Transformer2DModel, framer: Framer | None, config: TrainConfi
 
 
 def _batch(config: TrainConfig) -> Sample:
-    size, low, count = config.data.crop_size, config.data.crop_size // config.data.scale, config.training.batch_size
+    count, scale = config.training.batch_size, config.data.scale
+    height, width = max(crop_sizes(config.data), key=lambda size: size[0] * size[1])
 
-    def images(side: int) -> Tensor:
-        return torch.empty(count, 3, side, side, device=META)
+    def images(factor: int) -> Tensor:
+        return torch.empty(count, 3, height // factor, width // factor, device=META)
 
     return {
-        "hr": images(size),
-        "lr": images(low),
-        "lr_upsampled": images(size),
+        "hr": images(1),
+        "lr": images(scale),
+        "lr_upsampled": images(1),
         "index": torch.arange(count, device="cpu"),
     }  # type: ignore[typeddict-item]
 

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         memory=memory,
         budget=budget,
         step=planner.unpartitioned(config),
-        plans=[planner.as_configured(), *map(planner.plan, shown_settings())],
+        plans=[planner.as_configured(), *map(planner.plan, shown_settings(config))],
         recommendation=recommend(planner, budget),
     )
     sys.stdout.write(render_text(report))

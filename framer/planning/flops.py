@@ -15,7 +15,7 @@ from framer.config.training import TrainConfig
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
 from framer.planning.attention import fused_attention
-from framer.planning.model import META, meta_transformer
+from framer.planning.model import META, crop_sizes, meta_transformer
 
 aten = torch.ops.aten
 
@@ -103,18 +103,20 @@ def model_flops_per_sample(config: TrainConfig) -> float:
 
     As model FLOPs utilisation defines it (PaLM, arXiv 2204.02311, appendix B): without what is computed again in the
     backward pass, by activation checkpointing or within attention, and without the loss. All parameters count as
-    trained, so that runs compare whatever ``model.trainable`` says. Takes seconds, no memory for weights and no GPU.
+    trained, so that runs compare whatever ``model.trainable`` says. With ``data.buckets`` the mean over them. Takes
+    seconds, no memory for weights and no GPU.
 
     Raises:
         UserError: ``model.pretrained`` names a folder whose architecture cannot be read.
     """
     model = meta_transformer(config)
-    latents, size, dtype = build_latents(config.model), config.data.crop_size, next(model.parameters()).dtype
-    with META:
-        sample = torch.empty(1, latents.channels, size, size, dtype=dtype)
-        condition = torch.empty(1, latents.condition_channels, size, size, dtype=dtype)
-        inputs = model_inputs(model, sample, condition, torch.empty(1), text_tokens=config.model.text_tokens)
+    latents, sizes, dtype = build_latents(config.model), crop_sizes(config.data), next(model.parameters()).dtype
     with torch.no_grad(), fused_attention(), FlopCounter() as counter:
-        model(**inputs)
+        for size in sizes:
+            with META:
+                sample = torch.empty(1, latents.channels, *size, dtype=dtype)
+                condition = torch.empty(1, latents.condition_channels, *size, dtype=dtype)
+                inputs = model_inputs(model, sample, condition, torch.empty(1), text_tokens=config.model.text_tokens)
+            model(**inputs)
     # Of a matrix product, the gradients of its two factors are two products of its size.
-    return 3.0 * float(counter.total)
+    return 3.0 * float(counter.total) / len(sizes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from framer.config.data import DataConfig
 from framer.config.model import ArchitectureConfig, ModelConfig
 from framer.config.training import TrainConfig
 from framer.errors import UserError
@@ -45,6 +46,11 @@ def meta_transformer(config: TrainConfig) -> SD3Transformer2DModel:
     for parameter in transformer.parameters():  # DeepSpeed leaves buffers in float32
         parameter.data = parameter.data.to(DTYPES[config.training.precision])
     return transformer.train()
+
+
+def crop_sizes(config: DataConfig) -> list[tuple[int, int]]:
+    """Heights and widths of training crops."""
+    return [(height, width) for height, width in config.buckets] or [(config.crop_size, config.crop_size)]
 
 
 def _read_architecture(path: Path) -> ArchitectureConfig:

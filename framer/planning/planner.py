@@ -73,7 +73,7 @@ class Planner:
 
     def unpartitioned(self, config: TrainConfig) -> MicroStep:
         """The same micro-step with whole parameters, which computes the same and tells recomputation apart."""
-        whole = config.deepspeed.model_copy(update={"zero_stage": 0, "offload_optimizer": None, "offload_param": None})
+        whole = config.deepspeed.model_copy(update={"zero_stage": 2, "offload_optimizer": None, "offload_param": None})
         return self.trace(config.model_copy(update={"deepspeed": whole}))
 
     def flops(self, config: TrainConfig) -> StepFlops:
@@ -124,7 +124,7 @@ def recommend(planner: Planner, budget: int) -> Recommendation:
         budget: Bytes of a device that a plan may take.
     """
     tried: list[tuple[Setting, Plan]] = []
-    for setting in settings_by_cost():
+    for setting in settings_by_cost(planner.config):
         plan = planner.plan(setting)
         if plan.memory.peak.bytes <= budget:
             return Recommendation(plan, _largest_batch(planner, setting, plan, budget))

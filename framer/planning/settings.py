@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
+from framer.errors import ConfigError
 
 RECOMPUTED: Final = (0, 4, 2, 1)
 """Every how many blocks one is recomputed, from none to all."""
@@ -47,8 +47,20 @@ class Setting:
                 found.append(f"deepspeed.{key}={'cpu' if chosen else 'null'}")
         return found
 
+    def allowed(self, config: TrainConfig) -> bool:
+        """Whether the configuration takes this setting: half precision, for one, needs stage 2 or 3."""
+        try:
+            self.apply(config)
+        except ConfigError:
+            return False
+        return True
+
     def apply(self, config: TrainConfig) -> TrainConfig:
-        """The configuration with this setting."""
+        """The configuration with this setting.
+
+        Raises:
+            ConfigError: They do not go together.
+        """
         content = config.model_dump()
         content["deepspeed"] |= {
             "zero_stage": self.stage,
@@ -66,24 +78,24 @@ def with_batch_size(config: TrainConfig, batch_size: int) -> TrainConfig:
     return config.model_copy(update={"training": config.training.model_copy(update={"batch_size": batch_size})})
 
 
-def shown_settings() -> list[Setting]:
+def shown_settings(config: TrainConfig) -> list[Setting]:
     """What the table compares: every stage, without recomputation and with all blocks recomputed."""
-    return [Setting(stage, every) for every in (0, 1) for stage in STAGES]
+    settings = [Setting(stage, every) for every in (0, 1) for stage in STAGES]
+    return [setting for setting in settings if setting.allowed(config)]
 
 
-def settings_by_cost() -> Iterator[Setting]:
-    """All settings, those that cost least time first.
+def settings_by_cost(config: TrainConfig) -> list[Setting]:
+    """All settings that the configuration takes, those that cost least time first.
 
     Stages 0 to 2 send the same gradients; recomputation costs up to a third of the operations; stage 3 gathers
     parameters two or three times a micro-step; offloading moves gradients and weights over the bus and updates them on
     the CPU.
     """
-    for stages in ((0, 1, 2), (3,)):
-        for every in RECOMPUTED:
-            yield from (Setting(stage, every) for stage in stages)
-    for stage in (2, 3):
-        yield from (Setting(stage, every, offload_optimizer=True) for every in RECOMPUTED)
-    yield Setting(3, 1, offload_optimizer=True, offload_param=True)
+    settings = [Setting(stage, every) for every in RECOMPUTED for stage in (0, 1, 2)]
+    settings += [Setting(3, every) for every in RECOMPUTED]
+    settings += [Setting(stage, every, offload_optimizer=True) for stage in (2, 3) for every in RECOMPUTED]
+    settings.append(Setting(3, 1, offload_optimizer=True, offload_param=True))
+    return [setting for setting in settings if setting.allowed(config)]
 
 
 def _recomputation(every: int) -> str:

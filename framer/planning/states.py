@@ -35,7 +35,6 @@ class EngineSettings(NamedTuple):
 
     Attributes:
         stage: ZeRO stage.
-        bf16: Whether weights are bf16.
         itemsize: Bytes of a weight.
         accumulation_itemsize: Bytes of an accumulated gradient.
         communication_itemsize: Bytes of a gradient on its way between ranks.
@@ -52,7 +51,6 @@ class EngineSettings(NamedTuple):
     """
 
     stage: int
-    bf16: bool
     itemsize: int
     accumulation_itemsize: int
     communication_itemsize: int
@@ -79,7 +77,6 @@ class EngineSettings(NamedTuple):
         communication = written.get("communication_data_type")
         return cls(
             stage=int(zero.stage),
-            bf16=config.training.precision == "bf16",
             itemsize=itemsize,
             accumulation_itemsize=itemsize if accumulation is None else DTYPES[accumulation].itemsize,
             communication_itemsize=itemsize if communication is None else DTYPES[communication].itemsize,
@@ -180,46 +177,49 @@ class EngineStates(ABC):
 
 
 class WholeStates(EngineStates):
-    """Stage 0: torch's AdamW on float32 weights, or DeepSpeed's unfused optimizer on weights below."""
+    """Stage 0, in float32 alone: torch's AdamW on the parameters themselves."""
 
     @override
     def begin(self) -> None:
         self._hold_frozen()
-        self.device.hold("parameters", self.total * self.settings.itemsize)
-        if self.settings.itemsize != _FP32:
-            self.device.hold("master weights", self.total * _FP32)
+        self.device.hold("parameters", self.total * _FP32)
         self.device.hold("optimizer states", 2 * self.total * _FP32)
         if self.accumulating:
-            self.device.hold("gradients", self.total * self.settings.itemsize)
+            self.device.hold("gradients", self.total * _FP32)
 
     @override
     def gradient(self, index: int) -> None:
         if not self.accumulating:
-            self.device.hold("gradients", self.numels[index] * self.settings.itemsize)
+            self.device.hold("gradients", self.numels[index] * _FP32)
 
     @override
     def reduce(self) -> None:
-        settings = self.settings
         bucket = largest = 0
         for numel in self.numels:
             bucket += numel
             largest = max(largest, bucket)
             if bucket > WHOLE_REDUCTION_ELEMENTS:
                 bucket = 0
-        converted = settings.communication_itemsize if settings.communication_itemsize != settings.itemsize else 0
-        self.device.note(temporaries=largest * (settings.itemsize + converted))
+        self.device.note(temporaries=largest * _FP32)
 
     @override
     def update(self) -> None:
         self.device.note(temporaries=max(self.numels) * NORM_BYTES)
-        if self.settings.itemsize != _FP32:
-            self.device.hold("gradients", self.total * _FP32)
         self.device.note(temporaries=adamw_temporaries(self.numels, foreach=self.foreach))
 
 
 @dataclass
-class FlatStates(EngineStates):
-    """What stages 1 and 2 share: a flat copy of the weights, of which each rank updates one part."""
+class BucketStates(EngineStates):
+    """Stages 1 and 2: a flat copy of the weights, of which each rank updates one part; a bucket takes it the gradients.
+
+    Where gradients are accumulated in a wider type than the weights', the rank's part is one flat buffer of that type;
+    otherwise it is what the reduction leaves of the parameters in it.
+    """
+
+    _elements: int = 0
+    _waiting: tuple[int, ...] = ()
+    _bucketed: bool = False
+    _kept: bool = False
 
     @cached_property
     def padded(self) -> int:
@@ -248,6 +248,11 @@ class FlatStates(EngineStates):
         """Elements of these parameters, those that straddle the boundary whole."""
         return sum(self.numels[index] for index in self.own)
 
+    @property
+    def wider(self) -> bool:
+        """Whether gradients are accumulated in a wider type than the weights'."""
+        return self.settings.accumulation_itemsize != self.settings.itemsize
+
     @override
     def begin(self) -> None:
         settings = self.settings
@@ -262,46 +267,13 @@ class FlatStates(EngineStates):
             self.host.hold("gradients", self.partition * _FP32)
         where.hold("master weights", self.partition * _FP32)
         where.hold("optimizer states", 2 * self.partition * _FP32)
+        if self.accumulating:
+            self._begin_accumulated()
 
-    def _update_partition(self) -> None:
-        """AdamW on the one flat tensor."""
-        where = self.host if self._offloaded else self.device
-        foreach = self.foreach and where is self.device
-        where.note(temporaries=adamw_temporaries((self.partition,), foreach=foreach))
-
-
-@dataclass
-class BucketStates(FlatStates):
-    """Stages 1 and 2: gradients go through a bucket to the rank that updates with them.
-
-    Where gradients are accumulated in a wider type than the weights', the rank's part is one flat buffer of that type;
-    otherwise it is what the reduction leaves of the parameters in it.
-    """
-
-    _elements: int = 0
-    _waiting: tuple[int, ...] = ()
-    _bucketed: bool = False
-    _kept: bool = False
-
-    @property
-    def wider(self) -> bool:
-        """Whether gradients are accumulated in a wider type than the weights'."""
-        return self.settings.accumulation_itemsize != self.settings.itemsize
-
-    @property
-    def _staged_itemsize(self) -> int:
-        """Bytes of an element in the bucket."""
-        first_stage = self.settings.stage == 1
-        return self.settings.accumulation_itemsize if self.wider and first_stage else self.settings.itemsize
-
-    @override
-    def begin(self) -> None:
-        super().begin()
-        if not self.accumulating:
-            return
+    def _begin_accumulated(self) -> None:
         if self.settings.stage == 1:
             self._open_bucket()
-            self.device.hold("gradients", self.total * self._staged_itemsize)
+            self.device.hold("gradients", self.total * self.settings.itemsize)
         elif self._offloaded and not self.wider:
             self.host.hold("gradients", self.own_elements * self.settings.itemsize)
         else:
@@ -312,10 +284,8 @@ class BucketStates(FlatStates):
     def gradient(self, index: int) -> None:
         self._open_bucket()
         if self.settings.stage == 1:
-            if self.wider:
-                self.device.note(temporaries=self.numels[index] * self._staged_itemsize)
             if not self.accumulating:
-                self.device.hold("gradients", self.numels[index] * self._staged_itemsize)
+                self.device.hold("gradients", self.numels[index] * self.settings.itemsize)
         else:
             self._stage(index)
 
@@ -331,7 +301,7 @@ class BucketStates(FlatStates):
             # This micro-step's gradients have been added to those of the ones before.
             self.device.release("gradients", self.own_elements * self.settings.itemsize)
         buckets = 2 if self.settings.overlapping else 1
-        self.device.release("buckets", buckets * self.settings.reduce_bucket * self._staged_itemsize)
+        self.device.release("buckets", buckets * self.settings.reduce_bucket * self.settings.itemsize)
         self._bucketed = False
 
     @override
@@ -350,7 +320,7 @@ class BucketStates(FlatStates):
     def _open_bucket(self) -> None:
         if not self._bucketed:
             buckets = 2 if self.settings.overlapping else 1
-            self.device.hold("buckets", buckets * self.settings.reduce_bucket * self._staged_itemsize)
+            self.device.hold("buckets", buckets * self.settings.reduce_bucket * self.settings.itemsize)
             self._bucketed = True
 
     def _stage(self, index: int) -> None:
@@ -359,9 +329,9 @@ class BucketStates(FlatStates):
             self._flush()
         large = numel > self.settings.reduce_bucket
         if self.settings.stage == 1 and not large:
-            self.device.release("gradients", numel * self._staged_itemsize)
+            self.device.release("gradients", numel * self.settings.itemsize)
         if self.settings.stage != 1 and large:
-            self.device.hold("gradients", numel * self._staged_itemsize)
+            self.device.hold("gradients", numel * self.settings.itemsize)
         self._elements += numel
         self._waiting += (index,)
 
@@ -371,15 +341,15 @@ class BucketStates(FlatStates):
             return
         if self.own.intersection(self._waiting) and self.wider:
             self._keep_partition()
-        widened = settings.communication_itemsize if settings.communication_itemsize != self._staged_itemsize else 0
-        flattened = self._staged_itemsize if self._slices() > 1 else 0
+        widened = settings.communication_itemsize if settings.communication_itemsize != self.settings.itemsize else 0
+        flattened = self.settings.itemsize if self._slices() > 1 else 0
         self.device.note(temporaries=self._elements * (flattened + widened))
         if self.own.intersection(self._waiting):
             self._keep_partition()
             self.device.note()
         for index in self._waiting:
             if self.numels[index] > settings.reduce_bucket:
-                self.device.release("gradients", self.numels[index] * self._staged_itemsize)
+                self.device.release("gradients", self.numels[index] * self.settings.itemsize)
         self._elements, self._waiting = 0, ()
 
     def _slices(self) -> int:
@@ -404,31 +374,11 @@ class BucketStates(FlatStates):
         elif not self._offloaded:
             self.device.hold("gradients", self.own_elements * settings.itemsize)
 
-
-class AccumulatedStates(FlatStates):
-    """Stage 1 with bf16 weights: every rank keeps the whole gradient in float32, and one in bf16 beside it."""
-
-    @override
-    def begin(self) -> None:
-        super().begin()
-        self.device.hold("gradients", self.padded * self.settings.accumulation_itemsize)
-        if self.accumulating:
-            self.device.hold("gradients", self.total * self.settings.itemsize)
-
-    @override
-    def gradient(self, index: int) -> None:
-        self.device.note(temporaries=self.numels[index] * self.settings.accumulation_itemsize)
-        if not self.accumulating:
-            self.device.hold("gradients", self.numels[index] * self.settings.itemsize)
-
-    @override
-    def reduce(self) -> None:
-        self.device.note()  # in place: it is one flat tensor
-
-    @override
-    def update(self) -> None:
-        self.device.note(temporaries=max(self.numels) * NORM_BYTES)
-        self._update_partition()
+    def _update_partition(self) -> None:
+        """AdamW on the one flat tensor."""
+        where = self.host if self._offloaded else self.device
+        foreach = self.foreach and where is self.device
+        where.note(temporaries=adamw_temporaries((self.partition,), foreach=foreach))
 
 
 @dataclass
@@ -526,7 +476,4 @@ def states_class(settings: EngineSettings) -> type[EngineStates]:
         return WholeStates
     if settings.stage == 3:
         return PartitionedStates
-    wider = settings.accumulation_itemsize > settings.itemsize
-    if settings.stage == 1 and settings.bf16 and wider and settings.offload_optimizer == "none":
-        return AccumulatedStates
     return BucketStates

@@ -73,7 +73,6 @@ def _torch_checkpoint(config: ActivationCheckpointingConfig) -> Checkpoint:
 
 
 def _deepspeed_checkpoint() -> Checkpoint:
-    checkpointing = require("deepspeed", extra="train").checkpointing
-    checkpointing.configure(None, partition_activations=False, contiguous_checkpointing=False, checkpoint_in_cpu=False)
-    function: Checkpoint = checkpointing.non_reentrant_checkpoint
+    # Unconfigured it neither partitions the inputs nor moves them to the CPU, which would empty the tapped features.
+    function: Checkpoint = require("deepspeed", extra="train").checkpointing.non_reentrant_checkpoint
     return function

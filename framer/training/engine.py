@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 OLDEST_DEEPSPEED: Final = (0, 19, 3)
+COMPUTE_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NonFiniteGradientError(UserError):
@@ -55,8 +56,7 @@ def engine_config(config: TrainConfig) -> dict[str, Any]:
     if training.precision != "fp32":
         # By default gradients are also summed over ranks and micro-steps in the precision of the weights.
         values["communication_data_type"] = "fp32"
-        if config.deepspeed.zero_stage > 0:
-            values["data_types"] = {"grad_accum_dtype": "fp32"}
+        values["data_types"] = {"grad_accum_dtype": "fp32"}
     return values
 
 
@@ -84,15 +84,10 @@ def start_engine(model: nn.Module, config: TrainConfig) -> DeepSpeedEngine:
     """Wraps the model and an optimizer of the parameters that require gradients.
 
     Args:
-        model: In float32.
+        model: In float32, or partitioned already.
         config: Optimizer, precision, ZeRO stage, offload.
-
-    Raises:
-        UserError: The device cannot compute in the precision asked for, the installed DeepSpeed cannot do what is
-            asked for, or nvme offload lacks its folder or library.
     """
     deepspeed = require("deepspeed", extra="train")
-    _check_engine(config, str(deepspeed.__version__))
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.optimizer.lr,
@@ -104,7 +99,14 @@ def start_engine(model: nn.Module, config: TrainConfig) -> DeepSpeedEngine:
     return engine
 
 
-def _check_engine(config: TrainConfig, version: str) -> None:
+def check_engine(config: TrainConfig) -> None:
+    """Checks that this machine and its DeepSpeed can do what the configuration asks for.
+
+    Raises:
+        UserError: DeepSpeed is too old, the device cannot compute in the precision asked for, or nvme offload lacks its
+            folder or library.
+    """
+    version = str(require("deepspeed", extra="train").__version__)
     if _release(version) < OLDEST_DEEPSPEED:
         oldest = ".".join(map(str, OLDEST_DEEPSPEED))
         raise UserError(

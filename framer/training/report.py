@@ -44,7 +44,7 @@ SHEET_ROWS = 8
 def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tuple[list[EvaluationRow], Figure]:
     """Writes the sample sheet and the table of one evaluation; the table's rows and the sheet."""
     rows = evaluate(evaluated.names, evaluated.sr, evaluated.bicubic, evaluated.hr)
-    sheet = folder.samples / f"step-{step:08d}.png"
+    sheet = folder.sample_sheet(step)
     crops = [
         SheetRow(name=n, lr=lr, bicubic=bicubic, sr=sr, hr=hr)
         for n, lr, bicubic, sr, hr in zip(*evaluated, strict=True)
@@ -177,13 +177,18 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "FRAMER": method,
         "photographs": config.data.train,
         "degradation": f"{config.data.degradation}, x{config.data.scale}",
-        "training crop": f"{config.data.crop_size} x {config.data.crop_size} pixels",
+        "training crop": _crops(config),
         "steps": f"{step} of batch {batch}",
         "learning rate": f"{config.optimizer.lr:g}, {config.lr_scheduler.type}",
         "engine": f"DeepSpeed ZeRO {config.deepspeed.zero_stage}, {training.precision}, {ranks} rank(s)",
         "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
         "seed": str(config.seed),
     }
+
+
+def _crops(config: TrainConfig) -> str:
+    sizes = config.data.buckets or [[config.data.crop_size] * 2]
+    return f"{', '.join(f'{height} x {width}' for height, width in sizes)} pixels"
 
 
 def _notes(config: TrainConfig) -> list[str]:

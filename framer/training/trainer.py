@@ -16,10 +16,13 @@ from torch import Tensor
 from framer.analysis.history import LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
-from framer.data.dataset import Sample
+from framer.data.buckets import CropSize
+from framer.data.samples import Sample
+from framer.data.sources import with_shard_settings
 from framer.distill import Framer, FramerOutput
 from framer.errors import UserError
 from framer.extras import require
+from framer.features.adapters import adapter_for
 from framer.files import write_text
 from framer.models.build import build_transformer, pretrained_folder
 from framer.models.latents import build_latents
@@ -30,16 +33,19 @@ from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
-from framer.training.engine import NonFiniteGradientError, start_engine, step
+from framer.training.effective_config import effective_config
+from framer.training.engine import NonFiniteGradientError, check_engine, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.forward import compute_losses
 from framer.training.health import NonFiniteLossError, first_non_finite_layer
-from framer.training.metrics import MetricsLog, StepTime, TrainingStep
+from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_step
+from framer.training.partitioning import build_partitioned_transformer
 from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
+from framer.training.trackers import open_trackers
 from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
@@ -73,17 +79,21 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+        self.config = config = with_shard_settings(config)
         self.folder = RunFolder(Path(config.output_dir).expanduser())
         self.dataset = build_dataset(config)
         self.heldout = load_heldout(config)
         pretrained = pretrained_folder(config.model)
         if pretrained is not None:
             check_restoration(pretrained, config)
-        transformer = build_transformer(config.model, seed=config.seed)
+        check_engine(config)
+        start_distributed(config.distributed)
+        if config.deepspeed.zero_stage == 3:
+            transformer = build_partitioned_transformer(config)
+        else:
+            transformer = build_transformer(config.model, seed=config.seed)
         _check_tokens(transformer, config)
         freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
-        start_distributed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         resumed_from = on_rank_zero(self._prepare_folder)
         torch.manual_seed(derived_seed(config.seed, "rank", self.rank))
@@ -91,6 +101,9 @@ class Trainer:
         self.device = torch.device(self.engine.device)
         self.model: SD3Transformer2DModel = self.engine.module
         enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
+        if config.model.compile_blocks:
+            for block in adapter_for(self.model).blocks:
+                block.compile()
         self.latents = build_latents(config.model)
         self.objective = FlowMatching(config.objective)
         self.framer: Framer | None = None
@@ -105,12 +118,16 @@ class Trainer:
         self.micro_steps = 0
         if resumed_from is not None:
             self._restore(resumed_from)
-        on_rank_zero(lambda: write_text(self.folder.config, save_config(config)))
+        on_rank_zero(self._write_settings)
 
     def _prepare_folder(self) -> Path | None:
         self.folder.create()
         checkpoints.clear_unfinished(self.folder.checkpoints)
         return checkpoints.choose_checkpoint(self.config.training.resume, self.folder.checkpoints)
+
+    def _write_settings(self) -> None:
+        write_text(self.folder.config, save_config(self.config))
+        write_text(self.folder.deepspeed, effective_config(self.engine))
 
     def train(self) -> Path:
         """Takes the remaining steps, then exports the model and writes the report.
@@ -123,14 +140,7 @@ class Trainer:
             UserError: The disk is full.
         """
         settings = self.config.training
-        batches = stream_batches(
-            self.dataset,
-            self.config,
-            rank=self.rank,
-            world_size=self.world_size,
-            start=self.micro_steps,
-            count=(settings.max_steps - self.step) * settings.gradient_accumulation_steps,
-        )
+        batches = self._batches(settings.max_steps - self.step)
         log = self._open_log()
         progress = require("tqdm", extra="train").tqdm(
             initial=self.step, total=settings.max_steps, desc="train", unit="step", disable=self.rank != 0
@@ -149,12 +159,33 @@ class Trainer:
                         log.sync()
                     self._save()
                 if not last and settings.sample_steps and self.step % settings.sample_steps == 0:
-                    self._write_samples()
+                    self._write_samples(log)
+            progress.close()
+            return self._finish(log)
         finally:
             progress.close()
             if log is not None:
                 log.close()
-        return self._finish()
+
+    def rehearse(self, steps: int) -> list[TrainingStep]:
+        """Takes optimizer steps that are neither logged nor saved; every rank must call it.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite.
+        """
+        batches = self._batches(steps)
+        self.model.train()
+        return [self._optimizer_step(batches) for _ in range(steps)]
+
+    def _batches(self, steps: int) -> Iterator[Sample]:
+        return stream_batches(
+            self.dataset,
+            self.config,
+            rank=self.rank,
+            world_size=self.world_size,
+            start=self.micro_steps,
+            count=steps * self.config.training.gradient_accumulation_steps,
+        )
 
     def _optimizer_step(self, batches: Iterator[Sample]) -> TrainingStep:
         settings = self.config.training
@@ -238,12 +269,13 @@ class Trainer:
         return LayerMetrics(names=list(self.framer.layer_names), **values)
 
     def _open_log(self) -> MetricsLog | None:
-        tensorboard = self.folder.tensorboard if self.config.training.tensorboard else None
         log: MetricsLog | None = None
 
         def open_log() -> None:
             nonlocal log
-            log = MetricsLog(self.folder.metrics, tensorboard=tensorboard, start_step=self.step)
+            logged = last_step(self.folder.metrics)
+            trackers = open_trackers(self.config, self.folder, start_step=self.step, last_logged=logged)
+            log = MetricsLog(self.folder.metrics, trackers=trackers, start_step=self.step)
 
         on_rank_zero(open_log)
         return log
@@ -274,17 +306,24 @@ class Trainer:
         if self.framer is not None and state.framer:
             self.framer.load_state_dict(state.framer)
 
-    def _write_samples(self) -> None:
+    def _write_samples(self, log: MetricsLog | None) -> None:
         evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
         if self.rank == 0:
             write_samples(self.folder, evaluated, step=self.step)
+            self._show_samples(log)
 
-    def _finish(self) -> Path:
+    def _show_samples(self, log: MetricsLog | None) -> None:
+        if log is not None:
+            log.write_image("samples", self.folder.sample_sheet(self.step), step=self.step)
+
+    def _finish(self, log: MetricsLog | None) -> Path:
         evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
         export_model(self.engine, self.config, self.folder.export)
-        return write_run_report(
+        report = write_run_report(
             self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
         )
+        self._show_samples(log)
+        return report
 
 
 def train(config: TrainConfig) -> Path:
@@ -299,16 +338,20 @@ def _mean_diagnostics(out: FramerOutput) -> Tensor:
 def _check_tokens(model: SD3Transformer2DModel, config: TrainConfig) -> None:
     patch, largest = int(model.config.patch_size), int(model.config.pos_embed_max_size)
     crop = config.data.crop_size
-    if crop % patch or crop // patch > largest:
-        raise UserError(
-            f"data.crop_size {crop}: the model needs a multiple of its patch size {patch}, at most {patch * largest}"
-        )
-    side = crop // patch if config.framer.feature_space == "hidden" else crop
-    if config.framer.enabled and config.framer.bands == "radial":
-        try:
-            BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, side, side, dtype=torch.complex64))
-        except ValueError as error:
-            raise UserError(f"framer.cutoff {config.framer.cutoff} with data.crop_size {crop}: {error}") from None
+    # Crops of crop_size are the tiles of inference, even where buckets give the sizes in training.
+    sizes = {f"data.crop_size {crop}": CropSize(crop, crop)}
+    sizes |= {f"data.buckets [{h}, {w}]": CropSize(h, w) for h, w in config.data.buckets}
+    for key, size in sizes.items():
+        if size.height % patch or size.width % patch or max(size) // patch > largest:
+            raise UserError(
+                f"{key}: the model needs multiples of its patch size {patch}, at most {patch * largest} a side"
+            )
+        height, width = size if config.framer.feature_space != "hidden" else (size.height // patch, size.width // patch)
+        if config.framer.enabled and config.framer.bands == "radial":
+            try:
+                BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, height, width, dtype=torch.complex64))
+            except ValueError as error:
+                raise UserError(f"framer.cutoff {config.framer.cutoff} with {key}: {error}") from None
     if config.evaluation.crop_size % patch:
         raise UserError(
             f"evaluation.crop_size {config.evaluation.crop_size}: the model needs a multiple of its patch size {patch}"

@@ -15,7 +15,7 @@ SMALL: dict[str, Any] = {
     "data": {"crop_size": 32},
     "model": {"architecture": {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32}},
     "deepspeed": {"reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0},
-    "training": {"precision": "bf16", "batch_size": 4},
+    "training": {"batch_size": 4},
     "evaluation": {"crop_size": 64},
 }
 

@@ -10,8 +10,8 @@ from framer.planning.activations import trace_micro_step
 from framer.planning.communication import step_communication
 from framer.planning.flops import model_flops_per_sample
 from framer.planning.planner import Planner, recommend
-from framer.planning.settings import RECOMPUTED, Setting, settings_by_cost
-from tests.framer.planning.planning_cases import small_config, write_small
+from framer.planning.settings import RECOMPUTED, Setting, settings_by_cost, shown_settings
+from tests.framer.planning.planning_cases import SMALL, small_config, write_small
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,27 @@ def test_offload_moves_states_to_the_host(planner: Planner) -> None:
 
 def test_every_setting_can_be_given_as_overrides(planner: Planner, tmp_path: Path) -> None:
     path = write_small(tmp_path)
-    settings = list(settings_by_cost())
+    settings = list(settings_by_cost(planner.config))
     assert len(settings) == len(set(settings)) > 4 * len(RECOMPUTED)
     for setting in settings:
         assert load_config(TrainConfig, path, setting.overrides(planner.config)) == setting.apply(planner.config)
+
+
+def test_only_settings_that_the_configuration_takes_are_considered() -> None:
+    half = small_config(training={"precision": "bf16"}, deepspeed={"zero_stage": 2})
+    assert {setting.stage for setting in settings_by_cost(half)} == {2, 3}
+    assert [setting.stage for setting in shown_settings(half)] == [2, 3, 2, 3]
+    compiled = small_config(model={"compile_blocks": True, "architecture": SMALL["model"]["architecture"]})
+    assert {setting.stage for setting in settings_by_cost(compiled)} == {0, 1, 2}
+
+
+def test_the_largest_crop_is_planned() -> None:
+    squares = small_config()
+    buckets = small_config(data={"crop_size": 32, "buckets": [[16, 32], [32, 64]]})
+    flops = [trace_micro_step(config).flops.forward for config in (squares, buckets)]
+    assert 1.9 < flops[1] / flops[0] < 2.2
+    # A sample's mean is that over the buckets: of 32 and of 128 tokens, where the square has 64.
+    assert 1.2 < model_flops_per_sample(buckets) / model_flops_per_sample(squares) < 1.3
 
 
 def test_a_setting_undoes_the_offload_of_the_configuration(tmp_path: Path) -> None:
@@ -90,7 +107,9 @@ def test_where_nothing_fits_the_smallest_is_named(planner: Planner) -> None:
     assert chosen.fitting is None
     assert chosen.smallest is not None
     assert chosen.single is not None
-    assert chosen.smallest.memory.peak.bytes == min(peak(planner, setting) for setting in settings_by_cost())
+    assert chosen.smallest.memory.peak.bytes == min(
+        peak(planner, setting) for setting in settings_by_cost(planner.config)
+    )
     assert chosen.single.batch_size == 1
 
 
@@ -113,11 +132,11 @@ def test_communication_follows_the_stage() -> None:
         step = trace_micro_step(config, partitioned=stage == 3)
         sent[stage] = step_communication(step, config, world_size=4, gathered_elements=1000)
     total = sum(parameter.numel for parameter in step.parameters)
-    # Gradients go in float32, parameters in bf16; a ring of 4 sends 3/4 of what it gathers.
+    # A ring of 4 sends 3/4 of what it gathers, 4 bytes an element.
     assert [sent[stage].gradients for stage in range(4)] == [6 * total, 6 * total, 12 * total, 6 * total]
-    assert [sent[stage].parameters for stage in range(4)] == [0, 1.5 * total, 1.5 * total, 2 * 1500]
+    assert [sent[stage].parameters for stage in range(4)] == [0, 3 * total, 3 * total, 2 * 3000]
     # Forward and backward of two micro-steps, to 3 ranks: the teacher of 4 samples.
-    assert [sent[stage].framer for stage in range(4)] == [0, 0, 2 * 2 * 3 * (4 * 128 * 64 * 2), 0]
+    assert [sent[stage].framer for stage in range(4)] == [0, 0, 2 * 2 * 3 * (4 * 128 * 64 * 4), 0]
 
 
 def test_parameters_are_gathered_for_forward_backward_and_recomputation() -> None:

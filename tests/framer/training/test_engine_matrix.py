@@ -73,7 +73,7 @@ def _config(folder: Path, pretrained: Path, name: str, **sections: Any) -> Path:
     return tiny_config(folder / name, training=training, model=model, optimizer=OPTIMIZER, **sections)
 
 
-def _run_cases(folder: Path, cases: list[Case]) -> Path:
+def _run_cases(folder: Path, cases: list[Case], **everywhere: Any) -> Path:
     pretrained = _pretrained(folder)
     for trainable in TRAINABLE:
         path = _config(
@@ -91,7 +91,7 @@ def _run_cases(folder: Path, cases: list[Case]) -> Path:
                 folder,
                 pretrained,
                 _name(case),
-                model={"trainable": trainable},
+                model={"trainable": trainable, **everywhere},
                 training={"activation_checkpointing": CHECKPOINTING[checkpointing]},
                 deepspeed=engine,
             )
@@ -143,6 +143,13 @@ def test_an_engine_equals_plain_torch(fast: Path, case: Case) -> None:
 @pytest.mark.parametrize("case", ALL_CASES, ids=_name)
 def test_every_engine_equals_plain_torch(whole: Path, case: Case) -> None:
     _assert_equals_plain(whole, case)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_equal_plain_torch(tmp_path: Path) -> None:
+    case = (2, "every-2nd", "attention", "none")
+    _run_cases(tmp_path, [case], compile_blocks=True)
+    _assert_equals_plain(tmp_path, case)
 
 
 def test_the_comparison_can_fail(fast: Path) -> None:
