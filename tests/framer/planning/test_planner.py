@@ -79,7 +79,7 @@ def test_the_largest_crop_is_planned() -> None:
     flops = [trace_micro_step(config).flops.forward for config in (squares, buckets)]
     assert 1.9 < flops[1] / flops[0] < 2.2
     # A sample's mean is that over the buckets: of 32 and of 128 tokens, where the square has 64.
-    assert 1.2 < model_flops_per_sample(buckets) / model_flops_per_sample(squares) < 1.3
+    assert 1.25 < model_flops_per_sample(buckets) / model_flops_per_sample(squares) < 1.35
 
 
 def test_a_setting_undoes_the_offload_of_the_configuration(tmp_path: Path) -> None:
