@@ -27,7 +27,8 @@ def test_plan_prints_a_table_and_writes_json_and_a_picture(tmp_path: Path, capsy
 
 
 def test_plan_says_what_lacks_where_nothing_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--config", str(write_small(tmp_path)), "--gpus", "1", "--memory", "1MB"]) == 0
+    arguments = ["--gpus", "1", "--memory", "1MB", "model.architecture.num_layers=3"]
+    assert main(["plan", "--config", str(write_small(tmp_path)), *arguments]) == 0
     out = capsys.readouterr().out
     assert "Nothing fits." in out
     assert "With batch 1 it takes" in out
