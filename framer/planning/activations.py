@@ -98,7 +98,6 @@ class MicroStep(NamedTuple):
         moments: In order.
         parameters: In the model's order.
         blocks: Names of the model's blocks.
-        recomputed: Names of those that are recomputed in the backward pass.
         module_parameters: For every module, in the order of ``named_modules``, indices of its own parameters.
         buffer_bytes: Of the model's buffers.
         host_bytes: The most that activations took in the host's memory.
@@ -109,7 +108,6 @@ class MicroStep(NamedTuple):
     moments: tuple[Moment, ...]
     parameters: tuple[ParameterSize, ...]
     blocks: tuple[str, ...]
-    recomputed: tuple[str, ...]
     module_parameters: tuple[tuple[int, ...], ...]
     buffer_bytes: int
     host_bytes: int
@@ -188,7 +186,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         UserError: The model cannot be planned.
     """
     model = meta_transformer(config)
-    recomputed = enable_activation_checkpointing(model, config.training.activation_checkpointing)
+    enable_activation_checkpointing(model, config.training.activation_checkpointing)
     framer: Framer | None = None
     if config.framer.enabled:
         framer = Framer(model, config.framer, prediction_type=config.objective.prediction_type)
@@ -207,7 +205,6 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         moments=tuple(memory.moments),
         parameters=tuple(ParameterSize(n, p.numel(), p.requires_grad) for n, p in model.named_parameters()),
         blocks=adapter_for(model).block_names,
-        recomputed=recomputed,
         module_parameters=_own_parameters(model),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         host_bytes=memory.host.peak,

@@ -141,9 +141,8 @@ class Partitioned(NamedTuple):
 
 @dataclass
 class _Gather:
-    """Parameters on their way: one buffer, from which each is copied out when the first of them is needed."""
+    """Parameters on their way: one buffer, from which all are copied out when the first of them is needed."""
 
-    waiting: set[int]
     buffer: int
     copied: bool = False
 
@@ -237,7 +236,7 @@ class WholeParameters:
         self.gathered += shares * self.layout.world_size
         # A single parameter is gathered in place; several are copied out of one buffer.
         buffer = 0 if len(parameters) == 1 or self.layout.world_size == 1 else shares * self.layout.world_size
-        gather = _Gather(set(parameters), buffer)
+        gather = _Gather(buffer)
         self._flying.update(dict.fromkeys(parameters, gather))
 
     def _prefetch(self, own: list[int]) -> None:

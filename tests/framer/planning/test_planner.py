@@ -57,6 +57,21 @@ def test_offload_moves_states_to_the_host(planner: Planner) -> None:
     assert offloaded.memory.host_peak.bytes > states
 
 
+def test_inputs_of_recomputed_blocks_can_wait_on_the_host() -> None:
+    steps = {}
+    for offload in (False, True):
+        checkpointing = {"backend": "torch", "cpu_offload": offload}
+        config = small_config(training={"activation_checkpointing": checkpointing}, framer={"enabled": False})
+        steps[offload] = trace_micro_step(config)
+        assert Planner(config, world_size=1).as_configured().memory.host_peak.bytes == steps[offload].host_bytes
+    assert steps[False].host_bytes == 0
+    # The image's and the text's tokens that enter each of 4 blocks, and the conditioning, of 4 samples of width 128.
+    tokens = 4 * 4 * 128 * 4 * (64 + 1 + 1)
+    assert tokens <= steps[True].host_bytes < 1.1 * tokens
+    peaks = {offload: max(moment.bytes for moment in step.moments) for offload, step in steps.items()}
+    assert peaks[True] < peaks[False]
+
+
 def test_every_setting_can_be_given_as_overrides(planner: Planner, tmp_path: Path) -> None:
     path = write_small(tmp_path)
     settings = list(settings_by_cost(planner.config))
