@@ -28,6 +28,7 @@ _UNFINISHED = ".unfinished"
 _CHANGEABLE = (
     "output_dir",
     "evaluation.",
+    "health.",
     "data.evaluation",
     "data.workers",
     "training.max_steps",
