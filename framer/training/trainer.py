@@ -38,6 +38,7 @@ from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distribut
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
+from framer.training.watchdog import watch_ranks
 from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
@@ -295,7 +296,8 @@ class Trainer:
 
 def train(config: TrainConfig) -> Path:
     """Trains as the configuration says; the report's path."""
-    return Trainer(config).train()
+    with watch_ranks(config.health):
+        return Trainer(config).train()
 
 
 def _mean_diagnostics(out: FramerOutput) -> Tensor:
