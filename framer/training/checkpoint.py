@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,8 @@ class TrainerState:
     """The run's resolved configuration."""
     model: dict[str, Any]
     """The transformer's config, to recognise a checkpoint of another model."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Counts of skipped steps."""
 
 
 def checkpoint_name(step: int) -> str:

@@ -92,7 +92,7 @@ def step(engine: DeepSpeedEngine) -> StepOutcome:
     # DeepSpeed's own optimizers skip such a step by themselves.
     loss_scale = float(engine.optimizer.loss_scale) if hasattr(engine.optimizer, "loss_scale") else 1.0
     scaler = getattr(engine.optimizer, "loss_scaler", None)
-    if hasattr(scaler, "raise_error_at_min_scale"):
+    if scaler is not None and hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # how many skipped steps are too many is not its decision
     with _bad_gradient_seen(engine, look=loss_scale == 1) as seen:
         engine.step()

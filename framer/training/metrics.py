@@ -40,15 +40,21 @@ class TrainingStep(StepMetrics):
     """One line of ``metrics.jsonl``: what the plots read, and what one watches a run by.
 
     Attributes:
-        gradient_norm: Global norm before clipping.
+        gradient_norm: Global norm before clipping; not finite, null in JSON, where the step was skipped.
         learning_rate: Learning rate of the step.
         samples: Samples seen by all ranks so far.
+        skip_reason: Why the step was skipped, and where its numbers stopped being finite; None where it was taken.
+        skipped_steps: Steps skipped so far, those of the loss scale apart.
+        overflow_steps: Steps skipped so far to lower the loss scale of fp16.
         time: Timings.
     """
 
-    gradient_norm: float
+    gradient_norm: float | None
     learning_rate: float
     samples: int
+    skip_reason: str | None = None
+    skipped_steps: int = 0
+    overflow_steps: int = 0
     time: StepTime
 
 
@@ -134,7 +140,7 @@ def _keep_until(path: Path, last_step: int) -> None:
 
 
 def _scalars(metrics: TrainingStep) -> dict[str, float]:
-    values = metrics.model_dump(exclude={"step", "layers", "time"}, exclude_none=True)
+    values = metrics.model_dump(exclude={"step", "layers", "time", "skipped", "skip_reason"}, exclude_none=True)
     scalars = {f"train/{key}": float(value) for key, value in values.items()}
     scalars |= {f"time/{key}": float(value) for key, value in metrics.time.model_dump().items()}
     if metrics.layers is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +30,16 @@ from framer.objectives import FlowMatching
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
 from framer.training.batches import build_dataset, stream_batches
-from framer.training.engine import NonFiniteGradientError, start_engine, step
+from framer.training.engine import StepOutcome, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
-from framer.training.health import NonFiniteLossError, first_non_finite_layer
+from framer.training.health import (
+    NonFiniteLossError,
+    SkippedSteps,
+    first_non_finite_layer,
+    non_finite_weight,
+    spoiled_if_not_finite,
+)
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep
 from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
@@ -55,8 +62,15 @@ class StepLosses(NamedTuple):
     framer_loss: Tensor
     layers: Tensor
     """``[6, N]``, in the order of ``LAYER_METRICS``; empty without FRAMER."""
-    gradient_norm: Tensor
-    """0 but in the last micro-step."""
+
+
+class MicroStep(NamedTuple):
+    """One forward and backward pass of this rank."""
+
+    losses: StepLosses
+    inputs: dict[str, Tensor]
+    """Of the model."""
+    outcome: StepOutcome
 
 
 class Trainer:
@@ -102,6 +116,7 @@ class Trainer:
             )
         self.step = 0
         self.micro_steps = 0
+        self.skipped = SkippedSteps()
         if resumed_from is not None:
             self._restore(resumed_from)
         on_rank_zero(lambda: write_text(self.folder.config, save_config(config)))
@@ -118,7 +133,7 @@ class Trainer:
             The report's path.
 
         Raises:
-            NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
+            NonFiniteLossError: Weights are not finite, or too many steps in a row; the last checkpoint is intact.
             UserError: The disk is full.
         """
         settings = self.config.training
@@ -141,7 +156,7 @@ class Trainer:
                 if log is not None:
                     log.write(metrics)
                 progress.update()
-                progress.set_postfix(loss=f"{metrics.loss:.4f}")
+                progress.set_postfix(loss="skipped" if metrics.loss is None else f"{metrics.loss:.4f}")
                 last = self.step == settings.max_steps
                 if last or self.step % settings.checkpoint_steps == 0:
                     if log is not None:
@@ -167,7 +182,7 @@ class Trainer:
             group["lr"] = rate
         started = time.perf_counter()
         waited = 0.0
-        parts: list[StepLosses] = []
+        parts: list[MicroStep] = []
         for _ in range(settings.gradient_accumulation_steps):
             asked = time.perf_counter()
             batch = next(batches)
@@ -175,22 +190,36 @@ class Trainer:
             parts.append(self._micro_step(batch))
             self.micro_steps += 1
         self.step += 1
-        losses = StepLosses(*(mean_over_ranks(torch.stack(values).mean(dim=0)) for values in zip(*parts, strict=True)))
+        outcome = parts[-1].outcome
+        losses = StepLosses(
+            *(
+                mean_over_ranks(torch.stack(values).mean(dim=0))
+                for values in zip(*(part.losses for part in parts), strict=True)
+            )
+        )
+        reason = self._count_skipped(parts, losses) if outcome.skipped else None
+        if not outcome.skipped:
+            self.skipped.consecutive = 0
         seconds = time.perf_counter() - started
         images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
+        taken = not outcome.skipped
         return TrainingStep(
             step=self.step,
-            loss=float(losses.loss),
-            noise_loss=float(losses.noise_loss),
-            framer_loss=float(losses.framer_loss) if self.framer is not None else None,
-            gradient_norm=float(parts[-1].gradient_norm),
+            loss=float(losses.loss) if taken else None,
+            noise_loss=float(losses.noise_loss) if taken else None,
+            framer_loss=float(losses.framer_loss) if taken and self.framer is not None else None,
+            gradient_norm=outcome.gradient_norm,
             learning_rate=rate,
             samples=self.step * images,
-            layers=self._layer_metrics(losses.layers),
+            layers=self._layer_metrics(losses.layers) if taken else None,
+            skipped=outcome.skipped,
+            skip_reason=reason,
+            skipped_steps=self.skipped.total,
+            overflow_steps=self.skipped.overflows,
             time=StepTime(seconds=seconds, images_per_second=images / seconds, data_wait_fraction=waited / seconds),
         )
 
-    def _micro_step(self, batch: Sample) -> StepLosses:
+    def _micro_step(self, batch: Sample) -> MicroStep:
         dtype = next(self.model.parameters()).dtype
         upsampled = batch["lr_upsampled"].to(self.device)
         noisy = self.objective.add_noise(
@@ -210,33 +239,58 @@ class Trainer:
         noise_loss = self.objective.loss(output, noisy)
         framer_loss = noise_loss.new_zeros(()) if out is None else out.total
         loss = noise_loss + framer_loss
-        if not math.isfinite(float(mean_over_ranks(loss.detach()))):
-            self._fail(inputs, float(noise_loss.detach()), float(framer_loss.detach()))
-        self.engine.backward(loss)
-        norm = torch.tensor(self._engine_step(), device=self.device)
+        self.engine.backward(spoiled_if_not_finite(loss))
+        outcome = step(self.engine)
         layers = torch.empty(0, device=self.device) if out is None else _mean_diagnostics(out)
-        return StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers, norm)
+        losses = StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers)
+        return MicroStep(losses, inputs, outcome)
 
-    def _engine_step(self) -> float:
-        try:
-            return step(self.engine)
-        except NonFiniteGradientError as error:
+    def _count_skipped(self, parts: list[MicroStep], means: StepLosses) -> str:
+        """Counts the step that was just skipped; why it was.
+
+        Raises:
+            NonFiniteLossError: It is one too many, or no step can do better.
+        """
+        outcome = parts[-1].outcome
+        finite = math.isfinite(float(means.loss))
+        lowest = self.config.training.loss_scaling.min_scale
+        if finite and self.config.training.precision == "fp16" and outcome.loss_scale > lowest:
+            self.skipped.overflows += 1
+            return f"the gradient overflows with the loss scale {outcome.loss_scale:g}, which is lowered"
+        self.skipped.total += 1
+        self.skipped.consecutive += 1
+        if finite:
+            where = f"the first parameter with such a gradient is {outcome.bad_parameter or 'unknown'}"
+            reason = f"the gradient is not finite although the loss is; {where}"
+        else:
+            values = f"noise loss {float(means.noise_loss):g}, FRAMER loss {float(means.framer_loss):g}"
+            reason = f"the loss is not finite ({values}); {self._first_bad_layer(parts)}"
+        weight = non_finite_weight(self.model)
+        limit = self.config.health.max_skipped_steps
+        if weight is not None:
             raise NonFiniteLossError(
-                f"step {self.step + 1}: the gradient is not finite although the loss is ({error}). {self._advice()}"
-            ) from None
+                f"step {self.step}: {reason}; the weight {weight} is not finite itself. {self._advice()}"
+            )
+        if self.skipped.consecutive > limit:
+            many = f" {self.skipped.consecutive} steps in a row (health.max_skipped_steps {limit})." if limit else ""
+            raise NonFiniteLossError(f"step {self.step}: {reason}.{many} {self._advice()}")
+        if self.rank == 0:
+            sys.stderr.write(
+                f"\nstep {self.step} skipped: {reason} ({self.skipped.consecutive} in a row, at most {limit}; "
+                f"{self.skipped.total} in all)\n"
+            )
+        return reason
+
+    def _first_bad_layer(self, parts: list[MicroStep]) -> str:
+        losses = mean_over_ranks(torch.stack([part.losses.loss for part in parts]))
+        bad = int(torch.isfinite(losses).logical_not().int().argmax())
+        layer = first_non_finite_layer(self.model, parts[bad].inputs)
+        return f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
 
     def _advice(self) -> str:
         saved = checkpoints.find_checkpoints(self.folder.checkpoints)
         last = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
         return f"Try a lower optimizer.lr or training.gradient_clipping; {last}."
-
-    def _fail(self, inputs: dict[str, Tensor], noise_loss: float, framer_loss: float) -> None:
-        layer = first_non_finite_layer(self.model, inputs)
-        where = f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
-        raise NonFiniteLossError(
-            f"step {self.step + 1}: the loss is not finite (noise loss {noise_loss:g}, FRAMER loss "
-            f"{framer_loss:g}); {where}. {self._advice()}"
-        )
 
     def _layer_metrics(self, layers: Tensor) -> LayerMetrics | None:
         if self.framer is None:
@@ -264,6 +318,7 @@ class Trainer:
             config=self.config.model_dump(mode="json"),
             # Through JSON and back, so that it equals what a checkpoint's file says.
             model=json.loads(json.dumps({k: v for k, v in self.model.config.items() if not k.startswith("_")})),
+            skipped=self.skipped.state_dict(),
         )
 
     def _save(self) -> None:
@@ -278,6 +333,7 @@ class Trainer:
                 f"{path} has taken {state.step} steps, more than training.max_steps {self.config.training.max_steps}"
             )
         self.step, self.micro_steps = state.step, state.micro_steps
+        self.skipped = SkippedSteps(**state.skipped)
         if self.framer is not None and state.framer:
             self.framer.load_state_dict(state.framer)
 
