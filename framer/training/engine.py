@@ -183,7 +183,14 @@ def master_weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     parameters = dict(engine.module.named_parameters())
+    whole = whole_masters(engine)
     for name, value in gathered_parameters(engine.module):
         parameter = parameters.get(name)
-        master = safe_get_full_fp32_param(parameter) if parameter is not None else None
+        master = None if parameter is None else whole.get(parameter, safe_get_full_fp32_param(parameter))
         yield name, value if master is None else master.detach()
+
+
+def whole_masters(engine: DeepSpeedEngine) -> dict[nn.Parameter, Tensor]:
+    """Each parameter's float32 master copy with the optimizer of bf16 and fp16 without ZeRO; else empty."""
+    groups = getattr(engine.optimizer, "fp16_groups", []), getattr(engine.optimizer, "fp32_groups", [])
+    return {low: high for lows, highs in zip(*groups, strict=False) for low, high in zip(lows, highs, strict=True)}

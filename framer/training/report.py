@@ -180,6 +180,9 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "steps": f"{step} of batch {batch}",
         "learning rate": f"{config.optimizer.lr:g}, {config.lr_scheduler.type}",
         "engine": f"DeepSpeed ZeRO {config.deepspeed.zero_stage}, {training.precision}, {ranks} rank(s)",
+        "weights shown and exported": f"average, decay {training.ema.decay:g}"
+        if training.ema.decay
+        else "the last ones",
         "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
         "seed": str(config.seed),
     }

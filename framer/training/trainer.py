@@ -7,8 +7,9 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ from framer.objectives import FlowMatching
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
 from framer.training.batches import build_dataset, stream_batches
+from framer.training.ema import Ema
 from framer.training.engine import StepOutcome, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
@@ -114,6 +116,8 @@ class Trainer:
                 config.framer.model_copy(update={"seed": seed}),
                 prediction_type=config.objective.prediction_type,
             )
+        average = config.training.ema
+        self.ema = Ema(self.engine, average) if average.decay is not None else None
         self.step = 0
         self.micro_steps = 0
         self.skipped = SkippedSteps()
@@ -200,6 +204,8 @@ class Trainer:
         reason = self._count_skipped(parts, losses) if outcome.skipped else None
         if not outcome.skipped:
             self.skipped.consecutive = 0
+            if self.ema is not None:
+                self.ema.update()
         seconds = time.perf_counter() - started
         images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
         taken = not outcome.skipped
@@ -323,11 +329,15 @@ class Trainer:
 
     def _save(self) -> None:
         checkpoints.save_checkpoint(
-            self.engine, self.folder.checkpoints, self._state(), kept=self.config.training.checkpoints_kept
+            self.engine,
+            self.folder.checkpoints,
+            self._state(),
+            kept=self.config.training.checkpoints_kept,
+            rank_state=self._rank_state(),
         )
 
     def _restore(self, path: Path) -> None:
-        state = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
+        state, rank_state = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
         if state.step > self.config.training.max_steps:
             raise UserError(
                 f"{path} has taken {state.step} steps, more than training.max_steps {self.config.training.max_steps}"
@@ -336,18 +346,33 @@ class Trainer:
         self.skipped = SkippedSteps(**state.skipped)
         if self.framer is not None and state.framer:
             self.framer.load_state_dict(state.framer)
+        self._load_rank_state(rank_state)
+
+    def _rank_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of this rank alone."""
+        return {} if self.ema is None else {"ema": self.ema.state_dict()}
+
+    def _load_rank_state(self, state: dict[str, Any]) -> None:
+        if self.ema is not None:
+            self.ema.load_state_dict(state.get("ema", {}))
+
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """The average of the weights in the model's place, where there is one; every rank must enter and leave."""
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def _write_samples(self) -> None:
-        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+        with self._evaluated_weights():
+            evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
         if self.rank == 0:
             write_samples(self.folder, evaluated, step=self.step)
 
     def _finish(self) -> Path:
-        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
-        export_model(self.engine, self.config, self.folder.export)
-        return write_run_report(
-            self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
-        )
+        with self._evaluated_weights():
+            evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+            export_model(self.engine, self.config, self.folder.export)
+            return write_run_report(
+                self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
+            )
 
 
 def train(config: TrainConfig) -> Path:

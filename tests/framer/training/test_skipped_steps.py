@@ -159,7 +159,9 @@ def test_bad_steps_are_skipped_counted_and_named(tmp_path: Path, capsys: pytest.
 def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path / "run", {"max_skipped_steps": 2}, max_steps=9, checkpoint_steps=1)
     _spoil(trainer, {2, 4, 5, 6, 7})
-    with pytest.raises(NonFiniteLossError, match=r"step 6: .*3 steps in a row \(health.max_skipped_steps 2\)") as caught:
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 6: .*3 steps in a row \(health.max_skipped_steps 2\)"
+    ) as caught:
         trainer.train()
     assert "step-00000005" in str(caught.value)
     assert [line["skipped"] for line in _lines(tmp_path / "run")] == [False, True, False, True, True]

@@ -1,0 +1,141 @@
+"""``python -m benchmarks.soak``: thousands of training steps of a tiny model, and whether memory grows meanwhile.
+
+FRAMER, the average of the weights, checkpoints, evaluations and data workers are all on, as in a long run. Resident
+memory and live tensors are sampled every 20 steps after a warm-up of 200, and a line is fitted to each. Writes
+``soak.json`` and ``soak.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from scipy import stats
+
+from benchmarks.machine import describe
+from framer.analysis.figures import LINE_COLOURS, new_canvas, save_canvas, style_axes
+from framer.config.loading import build_config
+from framer.config.training import TrainConfig
+from framer.data.dataset import Sample
+from framer.training.metrics import TrainingStep
+from framer.training.trainer import Trainer
+
+WARM_UP = 200
+EVERY = 20
+
+
+class Reading(NamedTuple):
+    """What the process holds after a step."""
+
+    step: int
+    resident_bytes: int
+    tensors: int
+
+
+class Slope(NamedTuple):
+    """A fitted line's slope and half the width of its 95 % confidence interval, a step."""
+
+    slope: float
+    margin: float
+
+
+class Watched(Trainer):
+    """A trainer that notes what its process holds."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.readings: list[Reading] = []
+        self._process = psutil.Process()
+
+    def _optimizer_step(self, batches: Iterator[Sample]) -> TrainingStep:
+        metrics = super()._optimizer_step(batches)
+        if self.step >= WARM_UP and self.step % EVERY == 0:
+            gc.collect()
+            tensors = sum(issubclass(type(held), torch.Tensor) for held in gc.get_objects())
+            self.readings.append(Reading(self.step, self._process.memory_info().rss, tensors))
+        return metrics
+
+
+def tiny_config(folder: Path, steps: int, zero_stage: int) -> TrainConfig:
+    """Four blocks of 16 channels on the bundled photographs."""
+    sections: dict[str, Any] = {
+        "output_dir": str(folder),
+        "framer": {"weight": 0.1},
+        "data": {"crop_size": 32, "workers": 1},
+        "model": {"architecture": {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8}},
+        "optimizer": {"lr": 1e-3},
+        "training": {
+            "max_steps": steps,
+            "batch_size": 4,
+            "checkpoint_steps": 250,
+            "sample_steps": 500,
+            "ema": {"decay": 0.999},
+        },
+        "deepspeed": {"zero_stage": zero_stage, "stage3_param_persistence_threshold": 0},
+        "evaluation": {"crop_size": 64, "num_inference_steps": 1},
+    }
+    return build_config(TrainConfig, sections, source="the soak test")
+
+
+def fit(steps: list[int], values: list[int]) -> Slope:
+    """Least squares; the interval takes the residuals for independent, so it is rather too narrow."""
+    line = stats.linregress(steps, values)
+    return Slope(line.slope, float(stats.t.ppf(0.975, len(steps) - 2)) * line.stderr)
+
+
+def draw(readings: list[Reading], memory: Slope, tensors: Slope, path: Path) -> None:
+    """Writes the figure."""
+    steps = np.array([reading.step for reading in readings])
+    canvas = new_canvas(9.0, 5.6, "Memory and live tensors over a long run")
+    upper, lower = canvas.subplots(2, 1, sharex=True)
+    values = np.array([reading.resident_bytes for reading in readings])
+    for axes, heights, slope, scale, label in (
+        (upper, values, memory, 2**20, "resident memory (MiB)"),
+        (lower, np.array([reading.tensors for reading in readings]), tensors, 1, "live tensors"),
+    ):
+        fitted = heights.mean() + slope.slope * (steps - steps.mean())
+        axes.plot(steps, heights / scale, color=LINE_COLOURS[1], marker=".", linewidth=1.2)
+        axes.plot(steps, fitted / scale, color=LINE_COLOURS[2], linestyle="--", linewidth=1.8)
+        style_axes(axes, x_label="", y_label=label)
+    upper.set_title(f"slope {memory.slope:+.0f} ± {memory.margin:.0f} bytes a step", fontsize=11)
+    lower.set_title(f"slope {tensors.slope:+.2g} ± {tensors.margin:.2g} tensors a step", fontsize=11)
+    lower.set_xlabel("optimizer step", fontsize=11)
+    save_canvas(canvas, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--zero-stage", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="folder of soak.json and soak.png")
+    arguments = parser.parse_args()
+    if arguments.steps < WARM_UP + 3 * EVERY:
+        parser.error(f"--steps {arguments.steps}: a line needs {WARM_UP + 3 * EVERY} steps or more")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Watched(tiny_config(Path(folder), arguments.steps, arguments.zero_stage))
+        trainer.train()
+    readings = trainer.readings
+    steps = [reading.step for reading in readings]
+    memory = fit(steps, [reading.resident_bytes for reading in readings])
+    tensors = fit(steps, [reading.tensors for reading in readings])
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    draw(readings, memory, tensors, arguments.output / "soak.png")
+    result = {"machine": describe(), "steps": arguments.steps, "zero_stage": arguments.zero_stage}
+    result |= {"bytes_a_step": memory._asdict(), "tensors_a_step": tensors._asdict()}
+    result |= {"readings": [reading._asdict() for reading in readings]}
+    (arguments.output / "soak.json").write_text(json.dumps(result, indent=2))
+    growth = readings[-1].resident_bytes - readings[0].resident_bytes
+    print(f"resident memory: {memory.slope:+.1f} ± {memory.margin:.1f} bytes a step, {growth / 2**20:+.1f} MiB in all")
+    print(f"live tensors: {tensors.slope:+.3g} ± {tensors.margin:.3g} a step, {readings[-1].tensors} at the end")
+
+
+if __name__ == "__main__":
+    main()
