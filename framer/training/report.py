@@ -194,9 +194,7 @@ def _notes(config: TrainConfig) -> list[str]:
         "validation": "the bundled validation photograph, on which settings are chosen",
     }.get(config.data.evaluation, f"the photographs in `{config.data.evaluation}`")
     decay = config.training.ema.decay
-    average = (
-        "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
-    )
+    average = "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
     return [
         *([average.format(decay)] if decay is not None else []),
         f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -35,6 +36,7 @@ from framer.training.ema import Ema
 from framer.training.engine import StepOutcome, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
+from framer.training.hardware import memory_use, peak_flops
 from framer.training.health import (
     NonFiniteLossError,
     SkippedSteps,
@@ -47,6 +49,7 @@ from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distribut
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
+from framer.training.stall import dead_workers_named, stall_warnings
 from framer.training.watchdog import watch_ranks
 from framer_kernels import BandSplit
 
@@ -121,6 +124,9 @@ class Trainer:
         self.step = 0
         self.micro_steps = 0
         self.skipped = SkippedSteps()
+        # Rank 0 writes the metrics.
+        self.sample_flops = _sample_flops(config) if self.rank == 0 else None
+        self.peak_flops = peak_flops(config)
         if resumed_from is not None:
             self._restore(resumed_from)
         on_rank_zero(lambda: write_text(self.folder.config, save_config(config)))
@@ -189,7 +195,8 @@ class Trainer:
         parts: list[MicroStep] = []
         for _ in range(settings.gradient_accumulation_steps):
             asked = time.perf_counter()
-            batch = next(batches)
+            with stall_warnings(self.config.health.stall_seconds, rank=self.rank, workers=self.config.data.workers):
+                batch = next(batches)
             waited += time.perf_counter() - asked
             parts.append(self._micro_step(batch))
             self.micro_steps += 1
@@ -222,7 +229,15 @@ class Trainer:
             skip_reason=reason,
             skipped_steps=self.skipped.total,
             overflow_steps=self.skipped.overflows,
-            time=StepTime(seconds=seconds, images_per_second=images / seconds, data_wait_fraction=waited / seconds),
+            time=StepTime.of(
+                seconds=seconds,
+                waited=waited,
+                images=images,
+                ranks=self.world_size,
+                sample_flops=self.sample_flops,
+                peak=self.peak_flops,
+            ),
+            memory=memory_use(),
         )
 
     def _micro_step(self, batch: Sample) -> MicroStep:
@@ -377,12 +392,20 @@ class Trainer:
 
 def train(config: TrainConfig) -> Path:
     """Trains as the configuration says; the report's path."""
-    with watch_ranks(config.health):
+    with watch_ranks(config.health), dead_workers_named():
         return Trainer(config).train()
 
 
 def _mean_diagnostics(out: FramerOutput) -> Tensor:
     return torch.stack([getattr(out.layers, name).float().mean(dim=1) for name in LAYER_METRICS])
+
+
+def _sample_flops(config: TrainConfig) -> float | None:
+    try:
+        flops = importlib.import_module("framer.planning.flops")
+    except ModuleNotFoundError:
+        return None
+    return float(flops.model_flops_per_sample(config))
 
 
 def _check_tokens(model: SD3Transformer2DModel, config: TrainConfig) -> None:
