@@ -50,6 +50,7 @@ from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
 from framer.training.stall import dead_workers_named, stall_warnings
+from framer.training.watch import CollapseWatch
 from framer.training.watchdog import watch_ranks
 from framer_kernels import BandSplit
 
@@ -124,6 +125,7 @@ class Trainer:
         self.step = 0
         self.micro_steps = 0
         self.skipped = SkippedSteps()
+        self.collapse = CollapseWatch()
         # Rank 0 writes the metrics.
         self.sample_flops = _sample_flops(config) if self.rank == 0 else None
         self.peak_flops = peak_flops(config)
@@ -216,6 +218,10 @@ class Trainer:
         seconds = time.perf_counter() - started
         images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
         taken = not outcome.skipped
+        layers = self._layer_metrics(losses.layers) if taken else None
+        warning = None if layers is None else self.collapse.observe(layers)
+        if warning is not None and self.rank == 0:
+            sys.stderr.write(f"\nwarning: step {self.step}: {warning}\n")
         return TrainingStep(
             step=self.step,
             loss=float(losses.loss) if taken else None,
@@ -224,7 +230,7 @@ class Trainer:
             gradient_norm=outcome.gradient_norm,
             learning_rate=rate,
             samples=self.step * images,
-            layers=self._layer_metrics(losses.layers) if taken else None,
+            layers=layers,
             skipped=outcome.skipped,
             skip_reason=reason,
             skipped_steps=self.skipped.total,

@@ -84,7 +84,8 @@ def test_a_killed_data_worker_is_a_clear_error(tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    (worker,) = [child for child in psutil.Process(process.pid).children() if child.name() == psutil.Process().name()]
+    trainer = psutil.Process(process.pid)
+    (worker,) = [child for child in trainer.children() if child.cmdline() == trainer.cmdline()]  # forked from it
     worker.send_signal(signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
