@@ -28,6 +28,24 @@ class SkippedSteps:
     overflows: int = 0
     """Those that the loss scale of fp16 made overflow; it is lowered, and they are no sign of illness."""
 
+    def count(self, *, finite_loss: bool, loss_scale: float, lowest_scale: float) -> bool:
+        """Counts a step that was just skipped.
+
+        Args:
+            finite_loss: Whether its loss is finite.
+            loss_scale: Its factor of the loss.
+            lowest_scale: Where the loss scale cannot be lowered further; infinity without dynamic loss scaling.
+
+        Returns:
+            Whether it is an overflow that a lower scale may mend, rather than a step that counts towards the limit.
+        """
+        if finite_loss and loss_scale > lowest_scale:
+            self.overflows += 1
+            return True
+        self.total += 1
+        self.consecutive += 1
+        return False
+
     def state_dict(self) -> dict[str, int]:
         """The counts, for a checkpoint."""
         return asdict(self)

@@ -280,12 +280,10 @@ class Trainer:
         """
         outcome = parts[-1].outcome
         finite = math.isfinite(float(means.loss))
-        lowest = self.config.training.loss_scaling.min_scale
-        if finite and self.config.training.precision == "fp16" and outcome.loss_scale > lowest:
-            self.skipped.overflows += 1
+        training = self.config.training
+        lowest = training.loss_scaling.min_scale if training.precision == "fp16" else math.inf
+        if self.skipped.count(finite_loss=finite, loss_scale=outcome.loss_scale, lowest_scale=lowest):
             return f"the gradient overflows with the loss scale {outcome.loss_scale:g}, which is lowered"
-        self.skipped.total += 1
-        self.skipped.consecutive += 1
         if finite:
             where = f"the first parameter with such a gradient is {outcome.bad_parameter or 'unknown'}"
             reason = f"the gradient is not finite although the loss is; {where}"

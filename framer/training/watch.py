@@ -31,6 +31,6 @@ class CollapseWatch:
             return None
         return (
             f"for {PATIENCE} steps every layer's features have had a similarity above {COLLAPSED} to the last block's: "
-            "the layers have become alike, and FRAMER has nothing left to teach; lower framer.weight, or check what the "
-            "model puts out"
+            "the layers have become alike, and FRAMER has nothing left to teach; lower framer.weight, or check what "
+            "the model puts out"
         )

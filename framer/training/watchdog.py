@@ -67,6 +67,8 @@ class Watchdog:
         self._leaving = threading.Event()
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
+        # A data worker that outlives this process would keep its connections open, and its death a secret.
+        os.register_at_fork(after_in_child=self._close)
 
     def listen(self, host: str) -> Meeting:
         """Opens rank 0's port; the others need what it returns for :meth:`join`."""
@@ -117,7 +119,10 @@ class Watchdog:
         if self._rank == 0:
             for peer in self._peers.values():
                 self._send(peer, kind="done")
-        for connection in (self._waker, self._woken, *self._peers.values()):
+        self._close()
+
+    def _close(self) -> None:
+        for connection in (self._waker, self._woken, *list(self._peers.values())):
             connection.close()
 
     def _start(self, work: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from training_runs import TINY, run_on_ranks
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
-from framer.training.health import NonFiniteLossError, non_finite_weight, spoiled_if_not_finite
+from framer.training.health import NonFiniteLossError, SkippedSteps, non_finite_weight, spoiled_if_not_finite
 from framer.training.trainer import Trainer
 
 # Trains on batches 1, bad, 2, 3 and on 1, 2, 3, and compares weights, moments and step counts bit for bit.
@@ -201,6 +202,18 @@ def test_a_bad_gradient_of_a_good_loss_names_its_parameter(tmp_path: Path, zero_
     trainer.model.transformer_blocks[1].attn.to_q.weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"such a gradient is transformer_blocks\.1\.attn\.to_q\.weight"):
         trainer.train()
+
+
+def test_overflows_of_the_loss_scale_count_apart_until_it_is_at_its_lowest() -> None:
+    steps = SkippedSteps()
+    assert steps.count(finite_loss=True, loss_scale=65536.0, lowest_scale=1.0)
+    assert steps.count(finite_loss=True, loss_scale=2.0, lowest_scale=1.0)
+    assert (steps.total, steps.consecutive, steps.overflows) == (0, 0, 2)
+    assert not steps.count(finite_loss=True, loss_scale=1.0, lowest_scale=1.0)
+    # A loss that is not finite overflowed in the forward pass, which no loss scale mends.
+    assert not steps.count(finite_loss=False, loss_scale=65536.0, lowest_scale=1.0)
+    assert not steps.count(finite_loss=True, loss_scale=1.0, lowest_scale=math.inf)
+    assert SkippedSteps(**steps.state_dict()) == SkippedSteps(total=3, consecutive=3, overflows=2)
 
 
 def test_an_infinite_loss_with_finite_gradients_spoils_them() -> None:
