@@ -134,14 +134,16 @@ def test_a_killed_rank_ends_the_others_at_once_and_is_named(start: Callable[...,
 def test_a_data_worker_that_outlives_its_rank_does_not_hide_its_death(start: Callable[..., Ranks], victim: int) -> None:
     def killed() -> None:
         if os.fork() == 0:
-            time.sleep(10)
+            time.sleep(25)
             os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
 
     bodies = [wait_for_ever] * 2
     bodies[victim] = after(0.2, killed)
     ranks = start(*bodies)
-    assert ranks.exits()[1 - victim] == 1
+    survivor = ranks.processes[1 - victim]
+    survivor.join(20)
+    assert survivor.exitcode == 1
     assert f"rank {victim} has died" in ranks.errors(1 - victim)
 
 
