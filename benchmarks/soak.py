@@ -1,8 +1,8 @@
 """``python -m benchmarks.soak``: thousands of training steps of a tiny model, and whether memory grows meanwhile.
 
 FRAMER, the average of the weights, checkpoints, evaluations and data workers are all on, as in a long run. Resident
-memory and live tensors are sampled every 20 steps after a warm-up of 200, which has the first evaluations and
-checkpoints in it, and a line is fitted to each. Writes ``soak.json`` and ``soak.png``.
+memory, Python's allocated blocks and live tensors are sampled every 20 steps after a warm-up of 200, which has the
+first evaluations and checkpoints in it, and a line is fitted to each. Writes ``soak.json`` and ``soak.png``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ class Reading(NamedTuple):
 
     step: int
     resident_bytes: int
+    python_blocks: int
     tensors: int
 
 
@@ -60,7 +62,8 @@ class Watched(Trainer):
         if self.step >= WARM_UP and self.step % EVERY == 0:
             gc.collect()
             tensors = sum(issubclass(type(held), torch.Tensor) for held in gc.get_objects())
-            self.readings.append(Reading(self.step, self._process.memory_info().rss, tensors))
+            resident = self._process.memory_info().rss
+            self.readings.append(Reading(self.step, resident, sys.getallocatedblocks(), tensors))
         return metrics
 
 
@@ -93,24 +96,37 @@ def fit(steps: list[int], values: list[int]) -> Slope:
     return Slope(line.slope, float(stats.t.ppf(0.975, len(steps) - 2)) * line.stderr)
 
 
-def draw(readings: list[Reading], memory: Slope, tensors: Slope, path: Path) -> None:
+QUANTITIES = {
+    "resident_bytes": ("resident memory (MiB)", "bytes", 2**20),
+    "python_blocks": ("Python's blocks (1000)", "blocks", 1000),
+    "tensors": ("live tensors", "tensors", 1),
+}
+
+
+def draw(readings: list[Reading], slopes: dict[str, Slope], path: Path) -> None:
     """Writes the figure."""
     steps = np.array([reading.step for reading in readings])
-    canvas = new_canvas(9.0, 5.6, "Memory and live tensors over a long run")
-    upper, lower = canvas.subplots(2, 1, sharex=True)
-    values = np.array([reading.resident_bytes for reading in readings])
-    for axes, heights, slope, scale, label in (
-        (upper, values, memory, 2**20, "resident memory (MiB)"),
-        (lower, np.array([reading.tensors for reading in readings]), tensors, 1, "live tensors"),
-    ):
-        fitted = heights.mean() + slope.slope * (steps - steps.mean())
+    canvas = new_canvas(9.0, 7.6, "Memory over a long run")
+    plots = canvas.subplots(len(QUANTITIES), 1, sharex=True)
+    for axes, (name, (label, unit, scale)) in zip(plots, QUANTITIES.items(), strict=True):
+        heights = np.array([getattr(reading, name) for reading in readings])
+        fitted = heights.mean() + slopes[name].slope * (steps - steps.mean())
         axes.plot(steps, heights / scale, color=LINE_COLOURS[1], marker=".", linewidth=1.2)
         axes.plot(steps, fitted / scale, color=LINE_COLOURS[2], linestyle="--", linewidth=1.8)
-        style_axes(axes, x_label="", y_label=label)
-    upper.set_title(f"slope {memory.slope:+.0f} ± {memory.margin:.0f} bytes a step", fontsize=11)
-    lower.set_title(f"slope {tensors.slope:+.2g} ± {tensors.margin:.2g} tensors a step", fontsize=11)
-    lower.set_xlabel("optimizer step", fontsize=11)
+        style_axes(axes, x_label="", y_label=label, title=f"slope {_said(slopes[name], unit)}")
+        axes.ticklabel_format(axis="y", useOffset=False)
+    plots[-1].set_xlabel("optimizer step", fontsize=11)
     save_canvas(canvas, path)
+
+
+def _said(slope: Slope, unit: str) -> str:
+    return f"{slope.slope:+.3g} ± {slope.margin:.2g} {unit} a step"
+
+
+def slopes_of(readings: list[Reading]) -> dict[str, Slope]:
+    """The slope of every quantity."""
+    steps = [reading.step for reading in readings]
+    return {name: fit(steps, [getattr(reading, name) for reading in readings]) for name in QUANTITIES}
 
 
 def main() -> None:
@@ -125,21 +141,20 @@ def main() -> None:
         trainer = Watched(tiny_config(Path(folder), arguments.steps, arguments.zero_stage))
         trainer.train()
     readings = trainer.readings
-    steps = [reading.step for reading in readings]
-    memory = fit(steps, [reading.resident_bytes for reading in readings])
-    tensors = fit(steps, [reading.tensors for reading in readings])
+    slopes, settled = slopes_of(readings), slopes_of(readings[len(readings) // 2 :])
     arguments.output.mkdir(parents=True, exist_ok=True)
-    draw(readings, memory, tensors, arguments.output / "soak.png")
-    result = {"machine": describe(), "steps": arguments.steps, "zero_stage": arguments.zero_stage}
-    result |= {"bytes_a_step": memory._asdict(), "tensors_a_step": tensors._asdict()}
-    result |= {"readings": [reading._asdict() for reading in readings]}
+    draw(readings, slopes, arguments.output / "soak.png")
+    result = {
+        "machine": describe(),
+        "steps": arguments.steps,
+        "zero_stage": arguments.zero_stage,
+        "slopes": {name: slope._asdict() for name, slope in slopes.items()},
+        "slopes_in_the_second_half": {name: slope._asdict() for name, slope in settled.items()},
+        "readings": [reading._asdict() for reading in readings],
+    }
     (arguments.output / "soak.json").write_text(json.dumps(result, indent=2))
-    later = readings[len(readings) // 2 :]
-    settled = fit([reading.step for reading in later], [reading.resident_bytes for reading in later])
-    growth = readings[-1].resident_bytes - readings[0].resident_bytes
-    print(f"resident memory: {memory.slope:+.1f} ± {memory.margin:.1f} bytes a step, {growth / 2**20:+.1f} MiB in all")
-    print(f"in the second half: {settled.slope:+.1f} ± {settled.margin:.1f} bytes a step")
-    print(f"live tensors: {tensors.slope:+.3g} ± {tensors.margin:.3g} a step, {readings[-1].tensors} at the end")
+    for name, (_, unit, _) in QUANTITIES.items():
+        print(f"{name}: {_said(slopes[name], unit)}; in the second half {_said(settled[name], unit)}")
 
 
 if __name__ == "__main__":
