@@ -65,13 +65,18 @@ class Ema:
     def swapped_in(self) -> Iterator[None]:
         """Lets the model and its master copy be the average meanwhile; every rank must enter and leave.
 
-        Afterwards both are what they were, bit for bit. Nothing may train meanwhile.
+        Afterwards both are what they were, bit for bit. Nothing may train meanwhile. After an error the master copy
+        alone is brought back, for the model's weights take the other ranks, which may not have failed.
         """
         self._exchange()
+        _refresh_model(self._engine)
         try:
             yield
-        finally:
+        except BaseException:
             self._exchange()
+            raise
+        self._exchange()
+        _refresh_model(self._engine)
 
     def _exchange(self) -> None:
         # In place and by turns: it takes the memory of one parameter's share.
@@ -79,7 +84,6 @@ class Ema:
             live = part.detach().clone()
             _set_own_master(self._engine, name, part, self._average[name])
             self._average[name].copy_(live)
-        _refresh_model(self._engine)
 
     def state_dict(self) -> dict[str, Tensor]:
         """This rank's share of the average and the counts, for a checkpoint."""

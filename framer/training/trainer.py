@@ -28,7 +28,7 @@ from framer.models.build import build_transformer, pretrained_folder
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
 from framer.models.restoration import check_restoration
-from framer.objectives import FlowMatching
+from framer.objectives import FlowMatching, NoisyBatch
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
 from framer.training.batches import build_dataset, stream_batches
@@ -74,8 +74,7 @@ class MicroStep(NamedTuple):
     """One forward and backward pass of this rank."""
 
     losses: StepLosses
-    inputs: dict[str, Tensor]
-    """Of the model."""
+    batch: Sample
     outcome: StepOutcome
 
 
@@ -246,7 +245,8 @@ class Trainer:
             memory=memory_use(),
         )
 
-    def _micro_step(self, batch: Sample) -> MicroStep:
+    def _noised(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Tensor]]:
+        """A batch with its noise, which depends on nothing but the samples' numbers, and the model's inputs."""
         dtype = next(self.model.parameters()).dtype
         upsampled = batch["lr_upsampled"].to(self.device)
         noisy = self.objective.add_noise(
@@ -255,7 +255,10 @@ class Trainer:
             self.config.seed,
         )
         condition = self.latents.condition(upsampled).to(dtype)
-        inputs = model_inputs(self.model, noisy.sample.to(dtype), condition, noisy.timesteps)
+        return noisy, model_inputs(self.model, noisy.sample.to(dtype), condition, noisy.timesteps)
+
+    def _micro_step(self, batch: Sample) -> MicroStep:
+        noisy, inputs = self._noised(batch)
         out: FramerOutput | None = None
         if self.framer is None:
             output = self.engine(**inputs).sample
@@ -270,7 +273,7 @@ class Trainer:
         outcome = step(self.engine)
         layers = torch.empty(0, device=self.device) if out is None else _mean_diagnostics(out)
         losses = StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers)
-        return MicroStep(losses, inputs, outcome)
+        return MicroStep(losses, batch, outcome)
 
     def _count_skipped(self, parts: list[MicroStep], means: StepLosses) -> str:
         """Counts the step that was just skipped; why it was.
@@ -309,7 +312,8 @@ class Trainer:
     def _first_bad_layer(self, parts: list[MicroStep]) -> str:
         losses = mean_over_ranks(torch.stack([part.losses.loss for part in parts]))
         bad = int(torch.isfinite(losses).logical_not().int().argmax())
-        layer = first_non_finite_layer(self.model, parts[bad].inputs)
+        _, inputs = self._noised(parts[bad].batch)
+        layer = first_non_finite_layer(self.model, inputs)
         return f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
 
     def _advice(self) -> str:
