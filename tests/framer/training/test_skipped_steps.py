@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import nn
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
+from framer.training import engine as starting
 from framer.training.engine import master_weights, start_engine, step
 from framer.training.ranks import start_distributed
 
@@ -95,7 +96,34 @@ for stage, precision in engines:
     linear, nn.Linear = nn.Linear, Detached
     assert check(stage, precision, 1, (0, 0), last_column) == "2.weight"
     nn.Linear = linear
-print("done")
+
+def check_half(stage):
+    # The loss scale goes down from 4 to 1 and stays there; only at 1 is it worth looking for the parameter.
+    plain = starting.engine_config
+    def engine_config(config):
+        half = {"enabled": True, "loss_scale": 0, "initial_scale_power": 2, "min_loss_scale": 1, "hysteresis": 1}
+        return plain(config) | {"bf16": {"enabled": False}, "fp16": half}
+    starting.engine_config = engine_config
+    config = build_config(TrainConfig, {
+        "output_dir": "unused",
+        "training": {"batch_size": 4},
+        "deepspeed": {"zero_stage": stage, "stage3_param_persistence_threshold": 0},
+    }, source="test")
+    engine = start_engine(nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3)), config)
+    outcomes = []
+    for batch in range(6):
+        loss = engine(torch.randn(4, 6).half()).float().square().mean()
+        engine.backward(loss * (1e9 if 1 <= batch <= 4 else 1))
+        outcome = step(engine)
+        outcomes.append((outcome.skipped, outcome.loss_scale, outcome.bad_parameter))
+    good, at_lowest = (False, 1.0, None), (True, 1.0, "0.weight")
+    assert outcomes == [(False, 4.0, None), (True, 4.0, None), (True, 2.0, None), at_lowest, at_lowest, good], outcomes
+    engine.destroy()
+    starting.engine_config = plain
+
+if thorough:
+    for stage in range(4):
+        check_half(stage)
 """
 
 
