@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from framer.config.base import ConfigSection
 from framer.config.types import NonEmptyText, NonNegativeInt, PositiveInt, integer
@@ -16,20 +16,28 @@ class DataConfig(ConfigSection):
     """Photographs, crops and degradations."""
 
     train: NonEmptyText = "bundled"
-    """``bundled`` (the photographs that install with the package) or a folder of images, read recursively."""
+    """``bundled`` (the photographs that install with the package), a folder of images, read recursively, or a folder of
+    shards that ``framer shard`` wrote."""
     evaluation: NonEmptyText = "heldout"
     """``heldout`` (bundled photographs that nothing is trained or chosen on), ``validation`` (a bundled photograph to
     choose settings on) or a folder of images."""
+    shards_fingerprint: NonEmptyText | None = None
+    """Fingerprint of the shards that ``train`` names; null takes it from their manifest. So the resolved configuration
+    and a run's checkpoints say which shards they are of, and no others are taken for them."""
     crop_size: PositiveInt = 64
     """Height and width of a training crop of the high-resolution photograph, in pixels."""
     scale: Annotated[Literal[2, 4, 8], BeforeValidator(integer)] = 4
     """Upscaling factor."""
+    buckets: list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]] = []
+    """Sizes ``[height, width]`` of training crops, of different aspect ratios: each photograph is cropped to the one
+    whose aspect ratio is nearest to its own. Empty: all crops are squares of ``crop_size``, which stays the tile of
+    inference either way."""
     degradation: Degradation = "light"
     """Preset of the second-order degradation: ``heavy`` (Real-ESRGAN), ``light`` (PiSA-SR), ``stablesr``."""
     horizontal_flip: bool = True
     """Mirror half of the crops."""
     quarter_turns: bool = False
-    """Turn crops by 0, 90, 180 or 270 degrees; for few photographs."""
+    """Turn crops by 0, 90, 180 or 270 degrees, those that are not square by 0 or 180; for few photographs."""
     rescale: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [1.0]
     """Sizes that photographs are used at, as factors up to 1, with equal probability."""
     colour_jitter: bool = False
@@ -38,6 +46,21 @@ class DataConfig(ConfigSection):
     """What to do with files that cannot be read or are smaller than the crop: each is named either way."""
     workers: NonNegativeInt = 1
     """Processes that degrade crops while the model trains; 0 degrades in the training process."""
+
+    @field_validator("buckets")
+    @classmethod
+    def _buckets_can_be_told_apart(cls, buckets: list[list[int]], info: ValidationInfo) -> list[list[int]]:
+        scale = info.data.get("scale", 1)  # 1 where the scale itself was refused
+        for place, (height, width) in enumerate(buckets):
+            if height % scale or width % scale:
+                raise ValueError(f"[{height}, {width}] is not a multiple of scale {scale}")
+            for other_height, other_width in buckets[:place]:
+                if height * other_width == width * other_height:
+                    raise ValueError(
+                        f"[{other_height}, {other_width}] and [{height}, {width}] have the same aspect ratio, so no "
+                        "photograph is nearer to one of them; keep one"
+                    )
+        return buckets
 
     @model_validator(mode="after")
     def _crop_is_a_multiple_of_scale(self) -> DataConfig:

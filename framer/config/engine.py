@@ -39,6 +39,11 @@ class ActivationCheckpointingConfig(ConfigSection):
     def _settings_have_an_effect(self) -> ActivationCheckpointingConfig:
         if self.backend is None and (self.every != 1 or self.blocks != "*" or self.cpu_offload):
             raise ValueError("every, blocks and cpu_offload have no effect with backend null; set it to torch")
+        if self.backend == "deepspeed" and self.cpu_offload:
+            raise ValueError(
+                "cpu_offload needs backend torch: DeepSpeed's empties the tensors that it has moved, which are the "
+                "features that FRAMER taps"
+            )
         return self
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from framer.config.base import ConfigSection
 from framer.config.types import NonEmptyText, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
 
 class ArchitectureConfig(ConfigSection):
@@ -55,11 +59,11 @@ class ModelConfig(ConfigSection):
     """Read only where ``pretrained`` is null."""
     conditioning: Literal["concat"] = "concat"
     """How the low-resolution image enters: joined to the noisy input by channels."""
-    trainable: Literal["all", "attention", "control"] | Annotated[list[NonEmptyText], Field(min_length=1)] = "all"
-    """Parameters that train: ``all``; ``attention``, those of the blocks' attention; ``control``, those through which
-    the low-resolution image enters; or shell patterns of parameter names, such as ``[transformer_blocks.*.attn.*]``."""
+    trainable: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(_one_or_more)] = ["all"]
+    """Parameters that train, one or more of: ``all``; ``attention``, those of the blocks' attention; ``control``, those
+    through which the low-resolution image enters; shell patterns of names, such as ``transformer_blocks.*.ff.*``."""
     compile_blocks: bool = False
-    """Compile each transformer block with ``torch.compile``."""
+    """Compile each transformer block with ``torch.compile``; not in ZeRO stage 3."""
     latents: Literal["pixel", "residual"] = "residual"
     """What is diffused: ``pixel``, the image in [-1, 1]; ``residual``, the image minus the bicubic upscaling."""
     latents_scale: PositiveFloat = 6.0

@@ -95,6 +95,11 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 f"data.crop_size {self.data.crop_size} is not a multiple of model.architecture.patch_size {patch}"
             )
+        for height, width in self.data.buckets:
+            if self.model.pretrained is None and (height % patch or width % patch):
+                raise ValueError(
+                    f"data.buckets: [{height}, {width}] is not a multiple of model.architecture.patch_size {patch}"
+                )
         if self.evaluation.crop_size % self.data.scale:
             raise ValueError(
                 f"evaluation.crop_size {self.evaluation.crop_size} is not a multiple of data.scale {self.data.scale}"
@@ -103,6 +108,17 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 f"evaluation.crop_size {self.evaluation.crop_size} is smaller than data.crop_size "
                 f"{self.data.crop_size}, the tile of inference"
+            )
+        if self.training.precision != "fp32" and self.deepspeed.zero_stage < 2:
+            raise ValueError(
+                f"training.precision {self.training.precision} needs deepspeed.zero_stage 2 or 3, got "
+                f"{self.deepspeed.zero_stage}: in stage 0 DeepSpeed sums gradients in low precision, and in stage 1 a "
+                "resumed run would not equal an uninterrupted one; on one rank stage 2 costs nothing"
+            )
+        if self.model.compile_blocks and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "model.compile_blocks with deepspeed.zero_stage 3: DeepSpeed gathers parameters between a block's "
+                "modules, so that hardly anything would be compiled; use stage 2, or do not compile"
             )
         if self.lr_scheduler.warmup_steps > self.training.max_steps:
             raise ValueError(

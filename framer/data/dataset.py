@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from framer.data.buckets import BucketOrder, CropSize, nearest_bucket
 from framer.data.degradations import degradation_preset
 from framer.data.images import ImageError, read_image, resize_bicubic
-from framer.data.samples import Crop, Sample, make_sample
+from framer.data.samples import Crop, Sample, draw_quarter_turns, make_sample
 from framer.errors import UserError
 from framer.extras import require
 
@@ -38,9 +39,14 @@ class RealISRDataset(Dataset[Sample]):
     drawn from (seed, epoch); its crop, flip and degradation are drawn from (seed, i) alone. So any sample can
     be made again by anyone: ``dataset[i]`` is the same on every rank, in every worker, after every resume.
 
+    With `buckets`, each photograph belongs to the bucket whose aspect ratio is nearest to its own, and each bucket has
+    an endless stream and epochs of its own, which :class:`~framer.data.buckets.BucketOrder` interleaves into one:
+    ``dataset[i]`` is the stream in blocks of a single sample, and `sample` takes any other order.
+
     Args:
         paths: The photographs; each is decoded once here, to find broken files before training does.
-        crop_size: Height and width of the HR crop in pixels; a multiple of `scale`.
+        crop_size: Height and width of the HR crop in pixels, where there are no `buckets`; a multiple of `scale`.
+        buckets: Heights and widths of HR crops in pixels, all of different aspect ratios; multiples of `scale`.
         scale: Factor between HR and LR.
         degradation: Name of a preset.
         margin: HR pixels around the crop that are degraded with it, where the photograph has them, and then
@@ -48,7 +54,8 @@ class RealISRDataset(Dataset[Sample]):
             would learn these inventions on crops while it meets them only at the very edge of a photograph.
         seed: Seed of every draw; not negative.
         horizontal_flip: Whether a sample is mirrored, before it is degraded, with probability one half.
-        quarter_turns: Whether a sample is also turned by 0, 90, 180 or 270 degrees, with equal probability.
+        quarter_turns: Whether a sample is also turned by 0, 90, 180 or 270 degrees, with equal probability; by 0 or 180
+            where its bucket is not square.
         rescale: Sizes that photographs are used at, as factors in (0, 1], with equal probability: a photograph
             made smaller is sharper, and its details are of other sizes.
         colour_jitter: Whether a sample's channels are permuted and its gamma, brightness and saturation changed, so
@@ -69,6 +76,7 @@ class RealISRDataset(Dataset[Sample]):
         paths: Sequence[str | os.PathLike[str]],
         *,
         crop_size: int,
+        buckets: Sequence[tuple[int, int]] = (),
         scale: int = 4,
         degradation: str = "light",
         margin: int = DEFAULT_MARGIN,
@@ -80,14 +88,15 @@ class RealISRDataset(Dataset[Sample]):
         on_broken: Literal["skip", "error"] = "error",
         cache_bytes: int = 1 << 30,
     ) -> None:
-        _check_arguments(crop_size, scale, margin, seed)
+        self.buckets = [CropSize(*bucket) for bucket in buckets] or [CropSize(crop_size, crop_size)]
+        for side in {side for bucket in self.buckets for side in bucket}:
+            _check_arguments(side, scale, margin, seed)
         if on_broken not in ("skip", "error"):
             raise ValueError(f"on_broken must be 'skip' or 'error', got {on_broken!r}")
         if not rescale or not all(0 < factor <= 1 for factor in rescale):
             raise ValueError(f"rescale must hold factors above 0 and up to 1, got {list(rescale)}")
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes must not be negative, got {cache_bytes}")
-        self.crop_size = crop_size
         self.scale = scale
         self.degradation = degradation_preset(degradation)
         self.margin = margin
@@ -99,8 +108,13 @@ class RealISRDataset(Dataset[Sample]):
         self.cache_bytes = cache_bytes
         self._cache: dict[tuple[Path, float], npt.NDArray[np.uint8]] = {}
         self._cached_bytes = 0
-        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+        self._epochs: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
+        self._members: list[list[Path]] = [[] for _ in self.buckets]
         self.paths: list[Path] = self._usable([Path(path) for path in paths], on_broken)
+        for bucket, count in zip(self.buckets, self.bucket_sizes, strict=True):
+            if not count:
+                logger.warning("no photograph is nearest to the aspect ratio of bucket %s", list(bucket))
+        self._order = BucketOrder(self.bucket_sizes, block=1, seed=seed)
         _use_one_thread()
 
     def _usable(self, paths: list[Path], on_broken: Literal["skip", "error"]) -> list[Path]:
@@ -111,14 +125,16 @@ class RealISRDataset(Dataset[Sample]):
         for path in paths:
             try:
                 image = read_image(path)
+                bucket = nearest_bucket(image.shape[0], image.shape[1], self.buckets)
                 for factor in self.rescale:
                     rescaled = _rescaled(image, factor)
-                    _check_size(rescaled, self.crop_size, path, factor)
+                    _check_size(rescaled, self.buckets[bucket], path, factor)
                     self._keep(path, factor, rescaled)
             except ImageError as error:
                 problems.append(str(error))
             else:
                 usable.append(path)
+                self._members[bucket].append(path)
         if problems and (on_broken == "error" or not usable):
             listing = "\n  ".join(problems)
             raise UserError(f"{len(problems)} of {len(paths)} photographs cannot be used:\n  {listing}")
@@ -142,28 +158,49 @@ class RealISRDataset(Dataset[Sample]):
         """Number of usable photographs, which is the length of an epoch; indices beyond it are valid."""
         return len(self.paths)
 
+    @property
+    def bucket_sizes(self) -> list[int]:
+        """Number of photographs in each bucket."""
+        return [len(members) for members in self._members]
+
     def photograph_of(self, index: int) -> Path:
         """The photograph that sample `index` is cut from."""
-        epoch, place = divmod(index, len(self.paths))
-        if self._order is None or self._order[0] != epoch:
-            rng = np.random.default_rng((_ORDER, self.seed, epoch))
-            self._order = (epoch, rng.permutation(len(self.paths)))
-        return self.paths[int(self._order[1][place])]
+        return self._photograph(*self._order.locate(index))
+
+    def _photograph(self, bucket: int, place: int) -> Path:
+        members = self._members[bucket]
+        epoch, within = divmod(place, len(members))
+        order = self._epochs.get(bucket)
+        if order is None or order[0] != epoch:
+            # Without the first bucket's number: the stream of square crops is as it was before there were buckets.
+            rng = np.random.default_rng((_ORDER, self.seed, epoch) + ((bucket,) if bucket else ()))
+            order = self._epochs[bucket] = (epoch, rng.permutation(len(members)))
+        return members[int(order[1][within])]
 
     def __getitem__(self, index: int) -> Sample:
         """Makes sample `index`, any integer from 0 on."""
         index = operator.index(index)
-        if index < 0:
-            raise IndexError(f"sample indices start at 0, got {index}")
-        path = self.photograph_of(index)
+        return self.sample(*self._order.locate(index), index)
+
+    def sample(self, bucket: int, place: int, index: int) -> Sample:
+        """Makes a sample of one bucket.
+
+        Args:
+            bucket: The bucket's number.
+            place: Place in the bucket's own stream, which chooses the photograph.
+            index: The sample's number in the whole stream, which its crop, flip and degradation are drawn from.
+        """
+        height, width = self.buckets[bucket]
+        path = self._photograph(bucket, place)
         rng = np.random.default_rng((_SAMPLE, self.seed, index))
         image = self._read(path, self.rescale[int(rng.integers(len(self.rescale)))])
         crop = Crop(
-            top=int(rng.integers(image.shape[0] - self.crop_size + 1)),
-            left=int(rng.integers(image.shape[1] - self.crop_size + 1)),
-            size=self.crop_size,
+            top=int(rng.integers(image.shape[0] - height + 1)),
+            left=int(rng.integers(image.shape[1] - width + 1)),
+            height=height,
+            width=width,
             flip=self.horizontal_flip and bool(rng.random() < 0.5),
-            quarter_turns=int(rng.integers(4)) if self.quarter_turns else 0,
+            quarter_turns=draw_quarter_turns(rng, square=height == width) if self.quarter_turns else 0,
         )
         return make_sample(
             image,
@@ -227,7 +264,7 @@ def heldout_pairs(
     samples: list[Sample] = []
     for path in map(Path, paths):
         image = read_image(path)
-        _check_size(image, crop_size, path, 1.0)
+        _check_size(image, CropSize(crop_size, crop_size), path, 1.0)
         for number, crop in enumerate(_spread_crops(image, crop_size, crops_per_photo, path)):
             sample = make_sample(
                 image,
@@ -265,7 +302,8 @@ def _spread_crops(image: npt.NDArray[np.uint8], crop_size: int, count: int, path
         Crop(
             top=int((row + 0.5) * height / rows - crop_size / 2),
             left=int((column + 0.5) * width / columns - crop_size / 2),
-            size=crop_size,
+            height=crop_size,
+            width=crop_size,
         )
         for row, column in (cells[i * len(cells) // count] for i in range(count))
     ]
@@ -282,12 +320,12 @@ def _check_arguments(crop_size: int, scale: int, margin: int, seed: int) -> None
         raise ValueError(f"seed must not be negative, got {seed}")
 
 
-def _check_size(image: npt.NDArray[np.uint8], crop_size: int, path: Path, factor: float) -> None:
+def _check_size(image: npt.NDArray[np.uint8], crop: CropSize, path: Path, factor: float) -> None:
     height, width = image.shape[:2]
-    if height < crop_size or width < crop_size:
+    if height < crop.height or width < crop.width:
         rescaled = "" if factor == 1 else f", at {factor:g} of its size,"
         raise ImageError(
-            f"{path}: {width}x{height} pixels{rescaled} are too few for crops of {crop_size}x{crop_size} pixels"
+            f"{path}: {width}x{height} pixels{rescaled} are too few for crops of {crop.width}x{crop.height} pixels"
         )
 
 

@@ -18,9 +18,9 @@ class Sample(TypedDict):
     """One training or evaluation sample; batched, each tensor gains a leading batch axis.
 
     Attributes:
-        hr: ``float32 [3, crop, crop]`` in ``[-1, 1]``, the target.
-        lr: ``float32 [3, crop / scale, crop / scale]`` in ``[-1, 1]``, 8-bit levels.
-        lr_upsampled: ``float32 [3, crop, crop]`` in ``[-1, 1]``, `resize_bicubic` of `lr`, clamped.
+        hr: ``float32 [3, height, width]`` in ``[-1, 1]``, the target.
+        lr: ``float32 [3, height / scale, width / scale]`` in ``[-1, 1]``, 8-bit levels.
+        lr_upsampled: ``float32 [3, height, width]`` in ``[-1, 1]``, `resize_bicubic` of `lr`, clamped.
         index: The sample's place in the stream; of held-out samples, its place in the list.
         name: The photograph's file name without suffix; of several held-out crops of one, with ``_<crop>``.
     """
@@ -33,21 +33,28 @@ class Sample(TypedDict):
 
 
 class Crop(NamedTuple):
-    """Where a square crop is cut from a photograph, in pixels.
+    """Where a crop is cut from a photograph, in pixels.
 
     Attributes:
         top: First row.
         left: First column.
-        size: Height and width.
+        height: Number of rows.
+        width: Number of columns.
         flip: Whether the crop is mirrored left to right.
         quarter_turns: Counter-clockwise quarter turns, after the mirroring.
     """
 
     top: int
     left: int
-    size: int
+    height: int
+    width: int
     flip: bool = False
     quarter_turns: int = 0
+
+
+def draw_quarter_turns(rng: np.random.Generator, *, square: bool) -> int:
+    """Draws a number of quarter turns under which the crop keeps its shape, with equal probabilities."""
+    return int(rng.integers(4)) if square else 2 * int(rng.integers(2))
 
 
 def make_sample(
@@ -66,7 +73,7 @@ def make_sample(
 
     Args:
         image: The photograph, ``uint8 [H, W, 3]``.
-        crop: The crop; it lies inside the photograph and its size is a multiple of `scale`.
+        crop: The crop; it lies inside the photograph and its sides are multiples of `scale`.
         preset: The degradation.
         rng: Source of the degradation's draws.
         scale: Factor between HR and LR.
@@ -78,23 +85,38 @@ def make_sample(
     Returns:
         The sample.
     """
-    top, bottom, above = _with_margin(crop.top, crop.size, image.shape[0], margin, scale)
-    left, right, before = _with_margin(crop.left, crop.size, image.shape[1], margin, scale)
+    top, bottom, above = _with_margin(crop.top, crop.height, image.shape[0], margin, scale)
+    left, right, before = _with_margin(crop.left, crop.width, image.shape[1], margin, scale)
     region = image[top:bottom, left:right]
     # Mirrored and turned before it is degraded: JPEG and the kernels are not symmetric.
     if crop.flip:
         region = region[:, ::-1]
-        before = region.shape[1] - crop.size - before
+        before = region.shape[1] - crop.width - before
+    size = (crop.height, crop.width)
     for _ in range(crop.quarter_turns):
-        above, before = region.shape[1] - crop.size - before, above
-        region = np.rot90(region)
+        above, before = region.shape[1] - size[1] - before, above
+        region, size = np.rot90(region), size[::-1]
     if colour_jitter:
         region = recolour(region, rng)
     degraded = degrade(region.astype(np.float32) / np.float32(255.0), preset, rng, scale=scale)
-    hr = degraded.hr[above:, before:][: crop.size, : crop.size]
-    lr_size = crop.size // scale
-    lr = degraded.lr[above // scale :, before // scale :][:lr_size, :lr_size]
-    upsampled = np.clip(resize_bicubic(lr, (crop.size, crop.size)), 0.0, 1.0)
+    hr = degraded.hr[above:, before:][: size[0], : size[1]]
+    lr = degraded.lr[above // scale :, before // scale :][: size[0] // scale, : size[1] // scale]
+    return sample_of_pair(hr, lr, index=index, name=name)
+
+
+def sample_of_pair(hr: npt.NDArray[np.float32], lr: npt.NDArray[np.float32], *, index: int, name: str) -> Sample:
+    """Upscales the LR image of a pair and makes tensors of all three.
+
+    Args:
+        hr: ``float32 [H, W, 3]`` in ``[0, 1]``.
+        lr: ``float32 [H / scale, W / scale, 3]`` in ``[0, 1]``.
+        index: The sample's `index`.
+        name: The sample's `name`.
+
+    Returns:
+        The sample.
+    """
+    upsampled = np.clip(resize_bicubic(lr, (hr.shape[0], hr.shape[1])), 0.0, 1.0)
     return Sample(hr=_to_tensor(hr), lr=_to_tensor(lr), lr_upsampled=_to_tensor(upsampled), index=index, name=name)
 
 

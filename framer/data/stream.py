@@ -1,11 +1,51 @@
-"""Which samples of the endless stream each rank takes at each step."""
+"""The endless stream of samples: what each place of it holds, and which of it each rank takes at each step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
+from typing import Protocol
 
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+from framer.data.buckets import BucketOrder, CropSize
+from framer.data.samples import Sample
+
+
+class SampleSource(Protocol):
+    """Samples in buckets, each of which has an endless stream of its own."""
+
+    @property
+    def buckets(self) -> Sequence[CropSize]:
+        """The size of each bucket's samples, in pixels."""
+
+    @property
+    def bucket_sizes(self) -> Sequence[int]:
+        """The number of samples in each bucket, which is the length of its epoch."""
+
+    def sample(self, bucket: int, place: int, index: int) -> Sample:
+        """Makes the sample at one place of a bucket's stream; ``index`` is its number in the whole stream."""
+
+    def __len__(self) -> int:
+        """The number of samples in all buckets."""
+
+
+class StreamDataset(Dataset[Sample]):
+    """The buckets of a source as one stream, in blocks of one bucket each.
+
+    Args:
+        source: The samples.
+        block: Samples of one micro-step on all ranks, which are of one bucket.
+        seed: Seed of the order of buckets.
+    """
+
+    def __init__(self, source: SampleSource, *, block: int, seed: int) -> None:
+        self.source = source
+        self.order = BucketOrder(source.bucket_sizes, block=block, seed=seed)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Makes the sample at place ``index``, any integer from 0 on."""
+        return self.source.sample(*self.order.locate(index), index)
 
 
 class StreamSampler(Sampler[list[int]]):

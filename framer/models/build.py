@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +16,14 @@ from framer.config.model import ModelConfig
 from framer.errors import UserError
 from framer.models.conditioning import expand_input_channels
 from framer.models.latents import build_latents
+from framer.models.modulewise import check_names, fill_modules, filler_from, large_parameters_on_meta, load_buffers
+from framer.models.weights import WEIGHTS_FILE, has_weights, open_weights
 from framer.seeding import derived_seed
 
 BASE_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "base"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+CONFIG_FILE = "config.json"
+PATCH_PROJECTION = "pos_embed.proj"
+_MODULATIONS = re.compile(r"(^norm_out\.linear|^proj_out|\.norm1\.linear|\.norm1_context\.linear)$")
 
 
 def pretrained_folder(config: ModelConfig) -> Path | None:
@@ -38,12 +45,65 @@ def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DMode
     Raises:
         UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels.
     """
-    latents = build_latents(config)
-    channels, conditioned = latents.channels, latents.channels + latents.condition_channels
     folder = pretrained_folder(config)
+    with _random_state_of_weights(seed):
+        if folder is None:
+            model = _new_transformer(config)
+            for name, module in model.named_modules():
+                _start_as_dit(name, module)
+            _embed_patches_as_dit(model)
+        else:
+            model = _load_transformer(folder)
+    _fit_channels(model, config)
+    return model
+
+
+def build_transformer_by_module(
+    config: ModelConfig, *, seed: int, fill: bool, place: Callable[[nn.Module], None]
+) -> SD3Transformer2DModel:
+    """Builds what :func:`build_transformer` builds, with one module's parameters at a time in memory.
+
+    Args:
+        config: As there.
+        seed: As there.
+        fill: False where another rank gives the parameters their values.
+        place: Takes over a module once its own parameters are made; it may partition them.
+
+    Raises:
+        UserError: As there.
+    """
+    folder = pretrained_folder(config)
+    with ExitStack() as stack:
+        stack.enter_context(_random_state_of_weights(seed))
+        if folder is None:
+            with large_parameters_on_meta():
+                model = _new_transformer(config)
+            fill_modules(model, _draw if fill else None, place, kept=PATCH_PROJECTION)
+            if fill:
+                _embed_patches_as_dit(model)
+        else:
+            _check_folder(folder)
+            with large_parameters_on_meta():
+                model = SD3Transformer2DModel.from_config(_read_json(folder / CONFIG_FILE))
+            reader = stack.enter_context(open_weights(folder))
+            check_names(model, reader, folder)
+            load_buffers(model, reader)
+            fill_modules(model, filler_from(reader) if fill else None, place, kept=PATCH_PROJECTION)
+        _fit_channels(model, config)
+        place(model.get_submodule(PATCH_PROJECTION))
+    return model
+
+
+@contextmanager
+def _random_state_of_weights(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        model = _random_transformer(config, channels, conditioned) if folder is None else _load_transformer(folder)
+        yield
+
+
+def _fit_channels(model: SD3Transformer2DModel, config: ModelConfig) -> None:
+    latents = build_latents(config)
+    channels, conditioned = latents.channels, latents.channels + latents.condition_channels
     if int(model.config.out_channels) != channels:
         raise UserError(
             f"model.pretrained: the model predicts {model.config.out_channels} channels; "
@@ -55,16 +115,15 @@ def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DMode
             f"{config.latents} needs {channels}, or {conditioned} with the low-resolution image"
         )
     expand_input_channels(model, conditioned)
-    return model
 
 
-def _random_transformer(config: ModelConfig, channels: int, in_channels: int) -> SD3Transformer2DModel:
-    architecture = config.architecture
-    model = SD3Transformer2DModel(
+def _new_transformer(config: ModelConfig) -> SD3Transformer2DModel:
+    architecture, latents = config.architecture, build_latents(config)
+    return SD3Transformer2DModel(
         sample_size=architecture.patch_size * architecture.pos_embed_max_size // 2,
         patch_size=architecture.patch_size,
-        in_channels=in_channels,
-        out_channels=channels,
+        in_channels=latents.channels + latents.condition_channels,
+        out_channels=latents.channels,
         num_layers=architecture.num_layers,
         num_attention_heads=architecture.num_attention_heads,
         attention_head_dim=architecture.attention_head_dim,
@@ -75,36 +134,51 @@ def _random_transformer(config: ModelConfig, channels: int, in_channels: int) ->
         qk_norm=architecture.qk_norm,
         dual_attention_layers=tuple(architecture.dual_attention_layers),
     )
-    _initialise_as_dit(model)
-    return model
+
+
+# DiT's start (arXiv 2212.09748), which diffusers leaves out: adaLN-Zero, and patches embedded as by a linear layer.
+@torch.no_grad()
+def _start_as_dit(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.Linear) and _MODULATIONS.search(name):
+        module.weight.zero_()
+        module.bias.zero_()
 
 
 @torch.no_grad()
-def _initialise_as_dit(model: SD3Transformer2DModel) -> None:
-    """DiT's start (arXiv 2212.09748), which diffusers leaves out: adaLN-Zero, patches embedded as by a linear layer."""
-    nn.init.xavier_uniform_(model.pos_embed.proj.weight.flatten(1))
-    model.pos_embed.proj.bias.zero_()
-    modulations = [model.norm_out.linear, model.proj_out]
-    for block in model.transformer_blocks:
-        modulations += [block.norm1.linear, block.norm1_context.linear]
-    for linear in modulations:
-        linear.weight.zero_()
-        linear.bias.zero_()
+def _embed_patches_as_dit(model: SD3Transformer2DModel) -> None:
+    projection = model.get_submodule(PATCH_PROJECTION)
+    nn.init.xavier_uniform_(projection.weight.flatten(1))
+    projection.bias.zero_()
 
 
-def _load_transformer(folder: Path) -> SD3Transformer2DModel:
-    for name in ("config.json", WEIGHTS_FILE):
-        if not (folder / name).is_file():
+def _draw(name: str, module: nn.Module) -> None:
+    """Random weights as the module draws them when it is made; those without this method have theirs already."""
+    draw = getattr(module, "reset_parameters", None)
+    if draw is not None:
+        draw()
+    _start_as_dit(name, module)
+
+
+def _check_folder(folder: Path) -> None:
+    for name, there in (
+        (CONFIG_FILE, (folder / CONFIG_FILE).is_file()),
+        (WEIGHTS_FILE, has_weights(folder)),
+    ):
+        if not there:
             raise UserError(
                 f"model.pretrained: {folder / name} not found; expected 'base' or a folder written by diffusers' "
                 "save_pretrained"
             )
-    trained_class = _read_json(folder / "config.json").get("_class_name")
+    trained_class = _read_json(folder / CONFIG_FILE).get("_class_name")
     if trained_class != SD3Transformer2DModel.__name__:
         raise UserError(
             f"model.pretrained: {folder} holds {trained_class or 'no diffusers model'}; expected "
             f"{SD3Transformer2DModel.__name__}"
         )
+
+
+def _load_transformer(folder: Path) -> SD3Transformer2DModel:
+    _check_folder(folder)
     try:
         model, loaded = SD3Transformer2DModel.from_pretrained(
             folder,

@@ -16,7 +16,6 @@ from torch import Tensor
 from framer.config.health import EmaConfig
 from framer.errors import UserError
 from framer.extras import require
-from framer.training.engine import whole_masters
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -116,14 +115,13 @@ def _own_masters(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     """
     from deepspeed.utils import safe_get_local_fp32_param
 
-    whole = whole_masters(engine)
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
         if hasattr(parameter, "ds_id"):
             yield name, safe_get_local_fp32_param(parameter)
         elif not hasattr(parameter, "_hp_mapping"):
-            yield name, whole.get(parameter, parameter)
+            yield name, parameter
         elif parameter._hp_mapping is not None:
             yield name, parameter._hp_mapping.get_hp_fragment()
 
@@ -144,7 +142,6 @@ def _refresh_model(engine: DeepSpeedEngine) -> None:
     deepspeed = require("deepspeed", extra="train")
     from deepspeed.utils import safe_get_full_fp32_param
 
-    whole = whole_masters(engine)
     for parameter in engine.module.parameters():
         if not parameter.requires_grad:
             continue
@@ -155,5 +152,3 @@ def _refresh_model(engine: DeepSpeedEngine) -> None:
                     parameter.data.copy_(master)
         elif hasattr(parameter, "_hp_mapping"):
             parameter.data.copy_(safe_get_full_fp32_param(parameter))
-        elif parameter in whole:
-            parameter.data.copy_(whole[parameter])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,10 @@ from framer.extras import require
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+
+OLDEST_DEEPSPEED: Final = (0, 19, 3)
+COMPUTE_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepOutcome(NamedTuple):
@@ -33,42 +39,67 @@ class StepOutcome(NamedTuple):
 
 def engine_config(config: TrainConfig) -> dict[str, Any]:
     """The DeepSpeed configuration, every value that matters written out rather than left to a default."""
-    zero: dict[str, Any] = {"stage": config.deepspeed.zero_stage}
-    if config.deepspeed.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = config.deepspeed.stage3_param_persistence_threshold
+    training = config.training
     values: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.training.batch_size,
-        "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
+        "train_micro_batch_size_per_gpu": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
         # DeepSpeed 0.19.3 changed the default from 0 to 1.
-        "gradient_clipping": config.training.gradient_clipping,
-        "bf16": {"enabled": config.training.precision == "bf16"},
-        "zero_optimization": zero,
+        "gradient_clipping": training.gradient_clipping,
+        "bf16": {"enabled": training.precision == "bf16"},
+        "fp16": {"enabled": training.precision == "fp16"},
+        "zero_optimization": _zero_config(config),
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
+        # torch's AdamW, on the CPU too: DeepSpeed's own compiles when it starts and rounds differently.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
     }
-    if config.training.precision == "bf16":
-        # By default bf16 gradients are also summed over ranks and micro-steps in bf16.
+    if training.precision == "fp16":
+        scaling = training.loss_scaling
+        values["fp16"] |= {
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": scaling.initial_scale_power,
+            "loss_scale_window": scaling.window,
+            "hysteresis": scaling.hysteresis,
+            "min_loss_scale": scaling.min_scale,
+        }
+    if training.precision != "fp32":
+        # By default gradients are also summed over ranks and micro-steps in the precision of the weights.
         values["communication_data_type"] = "fp32"
-        if config.deepspeed.zero_stage > 0:
-            values["data_types"] = {"grad_accum_dtype": "fp32"}
+        values["data_types"] = {"grad_accum_dtype": "fp32"}
     return values
 
 
+def _zero_config(config: TrainConfig) -> dict[str, Any]:
+    settings = config.deepspeed
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": settings.reduce_bucket_size}
+    if settings.zero_stage in (1, 2):
+        zero["allgather_bucket_size"] = settings.allgather_bucket_size
+    if settings.zero_stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": settings.stage3_param_persistence_threshold,
+            "stage3_prefetch_bucket_size": settings.stage3_prefetch_bucket_size,
+            "stage3_max_live_parameters": settings.stage3_max_live_parameters,
+        }
+    for key in ("offload_optimizer", "offload_param"):
+        device = getattr(settings, key)
+        if device is not None:
+            zero[key] = {"device": device, "pin_memory": torch.cuda.is_available()}
+            if device == "nvme":
+                zero[key]["nvme_path"] = str(settings.nvme_path)
+    return zero
+
+
 def start_engine(model: nn.Module, config: TrainConfig) -> DeepSpeedEngine:
-    """Wraps the model and its optimizer.
+    """Wraps the model and an optimizer of the parameters that require gradients.
 
     Args:
-        model: In float32, all parameters to be trained.
-        config: Optimizer, precision, ZeRO stage.
-
-    Raises:
-        UserError: The device cannot compute in the precision asked for.
+        model: In float32, or partitioned already.
+        config: Optimizer, precision, ZeRO stage, offload.
     """
     deepspeed = require("deepspeed", extra="train")
-    if config.training.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise UserError("training.precision=bf16: this GPU does not support bf16; use fp32")
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.optimizer.lr,
         betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
         weight_decay=config.optimizer.weight_decay,
@@ -76,6 +107,45 @@ def start_engine(model: nn.Module, config: TrainConfig) -> DeepSpeedEngine:
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=engine_config(config))
     return engine
+
+
+def check_engine(config: TrainConfig) -> None:
+    """Checks that this machine and its DeepSpeed can do what the configuration asks for.
+
+    Raises:
+        UserError: DeepSpeed is too old, the device cannot compute in the precision asked for, or nvme offload lacks its
+            folder or library.
+    """
+    version = str(require("deepspeed", extra="train").__version__)
+    if _release(version) < OLDEST_DEEPSPEED:
+        oldest = ".".join(map(str, OLDEST_DEEPSPEED))
+        raise UserError(
+            f"DeepSpeed {version} is installed; {oldest} or later is needed: before it, ZeRO 3 with activation "
+            f"checkpointing and frozen parameters fails (DeepSpeed #8148). pip install 'deepspeed>={oldest}'"
+        )
+    accelerator = require("deepspeed.accelerator", extra="train").get_accelerator()
+    supported = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
+    if not supported[config.training.precision]:
+        usable = " or ".join(name for name, works in supported.items() if works)
+        raise UserError(
+            f"training.precision={config.training.precision}: this {accelerator.device_name()} does not support it; "
+            f"use {usable}"
+        )
+    settings = config.deepspeed
+    if "nvme" in (settings.offload_optimizer, settings.offload_param):
+        folder = Path(str(settings.nvme_path))
+        if not folder.is_dir():
+            raise UserError(f"deepspeed.nvme_path: {folder} is not a folder")
+        builder = require("deepspeed.ops.op_builder", extra="train").AsyncIOBuilder()
+        if not builder.is_compatible(verbose=False):
+            raise UserError(
+                "offload to nvme needs DeepSpeed's asynchronous I/O, which cannot be built here: install libaio's "
+                "headers (Debian: libaio-dev) and a C++ compiler, or offload to cpu"
+            )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def step(engine: DeepSpeedEngine) -> StepOutcome:
@@ -94,7 +164,8 @@ def step(engine: DeepSpeedEngine) -> StepOutcome:
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is not None and hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # how many skipped steps are too many is not its decision
-    with _bad_gradient_seen(engine, look=loss_scale == 1) as seen:
+    # Above the lowest scale of fp16 it is but an overflow.
+    with _bad_gradient_seen(engine, look=loss_scale <= getattr(scaler, "min_scale", loss_scale)) as seen:
         engine.step()
     skipped = bool(engine.optimizer.overflow)
     norm = math.inf if skipped else float(engine.get_global_grad_norm())
@@ -183,14 +254,7 @@ def master_weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     parameters = dict(engine.module.named_parameters())
-    whole = whole_masters(engine)
     for name, value in gathered_parameters(engine.module):
         parameter = parameters.get(name)
-        master = None if parameter is None else whole.get(parameter, safe_get_full_fp32_param(parameter))
+        master = safe_get_full_fp32_param(parameter) if parameter is not None else None
         yield name, value if master is None else master.detach()
-
-
-def whole_masters(engine: DeepSpeedEngine) -> dict[nn.Parameter, Tensor]:
-    """Each parameter's float32 master copy with the optimizer of bf16 and fp16 without ZeRO; else empty."""
-    groups = getattr(engine.optimizer, "fp16_groups", []), getattr(engine.optimizer, "fp32_groups", [])
-    return {low: high for lows, highs in zip(*groups, strict=False) for low, high in zip(lows, highs, strict=True)}

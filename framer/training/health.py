@@ -98,7 +98,8 @@ def first_non_finite_layer(model: nn.Module, inputs: Mapping[str, Tensor]) -> st
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
-        with torch.no_grad():
+        # Compiled blocks may not call hooks that came after their compilation.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model(**inputs)
     finally:
         for handle in handles:

@@ -176,7 +176,7 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "FRAMER": method,
         "photographs": config.data.train,
         "degradation": f"{config.data.degradation}, x{config.data.scale}",
-        "training crop": f"{config.data.crop_size} x {config.data.crop_size} pixels",
+        "training crop": _crops(config),
         "steps": f"{step} of batch {batch}",
         "learning rate": f"{config.optimizer.lr:g}, {config.lr_scheduler.type}",
         "engine": f"DeepSpeed ZeRO {config.deepspeed.zero_stage}, {training.precision}, {ranks} rank(s)",
@@ -186,6 +186,11 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
         "seed": str(config.seed),
     }
+
+
+def _crops(config: TrainConfig) -> str:
+    sizes = config.data.buckets or [[config.data.crop_size] * 2]
+    return f"{', '.join(f'{height} x {width}' for height, width in sizes)} pixels"
 
 
 def _notes(config: TrainConfig) -> list[str]:

@@ -19,21 +19,26 @@ from torch import Tensor
 from framer.analysis.history import LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
-from framer.data.dataset import Sample
+from framer.data.buckets import CropSize
+from framer.data.samples import Sample
+from framer.data.sources import with_shard_settings
 from framer.distill import Framer, FramerOutput
 from framer.errors import UserError
 from framer.extras import require
+from framer.features.adapters import adapter_for
 from framer.files import write_text
 from framer.models.build import build_transformer, pretrained_folder
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
 from framer.models.restoration import check_restoration
+from framer.models.trainable import freeze_the_rest, trainable_parameters
 from framer.objectives import FlowMatching, NoisyBatch
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
+from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
 from framer.training.ema import Ema
-from framer.training.engine import StepOutcome, start_engine, step
+from framer.training.engine import StepOutcome, check_engine, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.hardware import memory_use, peak_flops
@@ -45,6 +50,7 @@ from framer.training.health import (
     spoiled_if_not_finite,
 )
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep
+from framer.training.partitioning import build_partitioned_transformer
 from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
@@ -91,24 +97,31 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+        self.config = config = with_shard_settings(config)
         self.folder = RunFolder(Path(config.output_dir).expanduser())
         self.dataset = build_dataset(config)
         self.heldout = load_heldout(config)
         pretrained = pretrained_folder(config.model)
         if pretrained is not None:
             check_restoration(pretrained, config)
-        transformer = build_transformer(config.model, seed=config.seed)
-        _check_tokens(transformer, config)
+        check_engine(config)
         start_distributed()
+        if config.deepspeed.zero_stage == 3:
+            transformer = build_partitioned_transformer(config)
+        else:
+            transformer = build_transformer(config.model, seed=config.seed)
+        _check_tokens(transformer, config)
+        freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         resumed_from = on_rank_zero(self._prepare_folder)
         torch.manual_seed(derived_seed(config.seed, "rank", self.rank))
         self.engine = start_engine(transformer, config)
         self.device = torch.device(self.engine.device)
         self.model: SD3Transformer2DModel = self.engine.module
-        if config.training.activation_checkpointing.backend is not None:
-            self.model.enable_gradient_checkpointing()
+        enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
+        if config.model.compile_blocks:
+            for block in adapter_for(self.model).blocks:
+                block.compile()
         self.latents = build_latents(config.model)
         self.objective = FlowMatching(config.objective)
         self.framer: Framer | None = None
@@ -419,16 +432,20 @@ def _sample_flops(config: TrainConfig) -> float | None:
 def _check_tokens(model: SD3Transformer2DModel, config: TrainConfig) -> None:
     patch, largest = int(model.config.patch_size), int(model.config.pos_embed_max_size)
     crop = config.data.crop_size
-    if crop % patch or crop // patch > largest:
-        raise UserError(
-            f"data.crop_size {crop}: the model needs a multiple of its patch size {patch}, at most {patch * largest}"
-        )
-    side = crop // patch if config.framer.feature_space == "hidden" else crop
-    if config.framer.enabled and config.framer.bands == "radial":
-        try:
-            BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, side, side, dtype=torch.complex64))
-        except ValueError as error:
-            raise UserError(f"framer.cutoff {config.framer.cutoff} with data.crop_size {crop}: {error}") from None
+    # Crops of crop_size are the tiles of inference, even where buckets give the sizes in training.
+    sizes = {f"data.crop_size {crop}": CropSize(crop, crop)}
+    sizes |= {f"data.buckets [{h}, {w}]": CropSize(h, w) for h, w in config.data.buckets}
+    for key, size in sizes.items():
+        if size.height % patch or size.width % patch or max(size) // patch > largest:
+            raise UserError(
+                f"{key}: the model needs multiples of its patch size {patch}, at most {patch * largest} a side"
+            )
+        height, width = size if config.framer.feature_space != "hidden" else (size.height // patch, size.width // patch)
+        if config.framer.enabled and config.framer.bands == "radial":
+            try:
+                BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, height, width, dtype=torch.complex64))
+            except ValueError as error:
+                raise UserError(f"framer.cutoff {config.framer.cutoff} with {key}: {error}") from None
     if config.evaluation.crop_size % patch:
         raise UserError(
             f"evaluation.crop_size {config.evaluation.crop_size}: the model needs a multiple of its patch size {patch}"

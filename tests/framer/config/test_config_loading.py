@@ -175,3 +175,17 @@ def test_loading_leaves_the_mapping_it_was_given_alone() -> None:
     content = {"output_dir": "x", "framer": {"preset": "released"}}
     build_config(TrainConfig, content, source="test")
     assert content == {"output_dir": "x", "framer": {"preset": "released"}}
+
+
+@pytest.mark.parametrize(("switch", "backend"), [(True, "torch"), (False, None)])
+def test_activation_checkpointing_takes_a_switch(switch: bool, backend: str | None) -> None:
+    config = build_config(
+        TrainConfig, {"output_dir": "x", "training": {"activation_checkpointing": switch}}, source="x"
+    )
+    assert config.training.activation_checkpointing.backend == backend
+    assert config.training.activation_checkpointing.every == 1
+
+
+def test_one_word_of_what_trains_is_a_list_of_one() -> None:
+    config = build_config(TrainConfig, {"output_dir": "x", "model": {"trainable": "attention"}}, source="x")
+    assert config.model.trainable == ["attention"]

@@ -32,27 +32,19 @@ from framer.training.ranks import start_distributed
 
 start_distributed()
 rank = dist.get_rank()
-plain_config = engines.engine_config
-offload = False
-
-def engine_config(config):
-    values = plain_config(config)
-    if offload:
-        values["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-        values["zero_force_ds_cpu_optimizer"] = False
-    return values
-
-engines.engine_config = engine_config
-
 def weights(values):
     return {name: value.detach().clone() for name, value in values}
 
-def check(stage, precision, persistent):
+def check(stage, precision, persistent, offload):
     config = build_config(TrainConfig, {
         "output_dir": "unused",
         "training": {"batch_size": 4, "precision": precision},
         "optimizer": {"lr": 1e-2},
-        "deepspeed": {"zero_stage": stage, "stage3_param_persistence_threshold": persistent},
+        "deepspeed": {
+            "zero_stage": stage,
+            "stage3_param_persistence_threshold": persistent,
+            "offload_optimizer": offload,
+        },
     }, source="test")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 7), nn.Linear(7, 3))
@@ -99,17 +91,15 @@ def check(stage, precision, persistent):
     assert (averaged["0.weight"].float() - reference.module["0_weight"]).abs().max() < 1e-6, case
     engine.destroy()
 
-cases = [(0, "fp32"), (1, "bf16"), (3, "fp32")]
+cases = [(0, "fp32"), (2, "bf16"), (3, "fp32")]
 if sys.argv[1] == "thorough":  # stage 3 last: it replaces torch's linear function for good
-    cases = [(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")]
+    cases = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
 for stage, precision in cases:
-    check(stage, precision, 0)
+    check(stage, precision, 0, None)
     if sys.argv[1] == "thorough" and stage > 0:
-        offload = True
-        check(stage, precision, 0)
-        offload = False
+        check(stage, precision, 0, "cpu")
     if stage == 3:
-        check(stage, precision, 30)
+        check(stage, precision, 30, None)
 """
 
 

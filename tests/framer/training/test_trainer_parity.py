@@ -23,14 +23,26 @@ ONE_RANK: dict[str, dict[str, Any]] = {
     "accumulation": {"training": {"batch_size": 2, "gradient_accumulation_steps": 2}},
     "x0-space": {"framer": {"feature_space": "x0"}},
     "x0-space-checkpointing": {"framer": {"feature_space": "x0"}, "training": {"activation_checkpointing": True}},
-    "bf16": {"training": {"precision": "bf16"}},
+    "bf16": {"training": {"precision": "bf16"}, "deepspeed": {"zero_stage": 2}},
+    "fp16": {"training": {"precision": "fp16"}, "deepspeed": {"zero_stage": 2, "offload_optimizer": "cpu"}},
+    "fp16-zero3": {"training": {"precision": "fp16"}, "deepspeed": {"zero_stage": 3}},
     "bf16-zero3": {"training": {"precision": "bf16"}, "deepspeed": {"zero_stage": 3}},
     "bf16-zero2-accumulation": {
         "training": {"precision": "bf16", "batch_size": 2, "gradient_accumulation_steps": 2},
         "deepspeed": {"zero_stage": 2},
     },
 }
-RESUMED = ("zero1", "zero2", "zero3", "accumulation", "bf16", "bf16-zero3", "bf16-zero2-accumulation")
+RESUMED = (
+    "zero1",
+    "zero2",
+    "zero3",
+    "accumulation",
+    "bf16",
+    "bf16-zero3",
+    "bf16-zero2-accumulation",
+    "fp16",
+    "fp16-zero3",
+)
 TWO_RANKS: dict[str, dict[str, Any]] = {
     "two-zero0": {"training": {"batch_size": 2}},
     "two-zero2": {"training": {"batch_size": 2}, "deepspeed": {"zero_stage": 2}},
@@ -102,8 +114,12 @@ def test_equals_in_feature_space_x0(runs: Path, name: str) -> None:
     _assert_same_run(runs, name, "x0-space", 2e-4)
 
 
-def test_zero3_equals_in_bf16(runs: Path) -> None:
-    _assert_same_run(runs, "bf16-zero3", "bf16", 2e-2)
+@pytest.mark.parametrize(
+    ("name", "reference", "tolerance"),
+    [("bf16", "plain", 2e-2), ("fp16", "plain", 2e-3), ("bf16-zero3", "bf16", 2e-2), ("fp16-zero3", "fp16", 2e-3)],
+)
+def test_equals_in_half_precision(runs: Path, name: str, reference: str, tolerance: float) -> None:
+    _assert_same_run(runs, name, reference, tolerance)
 
 
 def test_the_comparisons_can_fail(runs: Path) -> None:

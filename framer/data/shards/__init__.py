@@ -1,0 +1,1 @@
+"""Training pairs made beforehand: tar files in WebDataset's layout, and the manifest that describes them."""

@@ -1,0 +1,159 @@
+"""``shards.json``: what a folder of shards holds, and what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from framer.config.data import Degradation
+from framer.config.types import NonNegativeInt, PositiveInt
+from framer.data.buckets import CropSize
+from framer.errors import UserError
+
+MANIFEST_FILE: Final = "shards.json"
+UNFINISHED_FILE: Final = "shards.unfinished.json"
+"""A manifest of the shards written so far; the finished manifest takes its place."""
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class ShardRecord(_Section):
+    """One tar file and the index beside it."""
+
+    file: Annotated[str, Field(pattern=r"^[0-9]{6,}\.tar$")]
+    """Name of the tar file in the folder."""
+    height: PositiveInt
+    """Height of the samples' HR images, in pixels; with the width it tells the bucket."""
+    width: PositiveInt
+    samples: PositiveInt
+    bytes: PositiveInt
+    """Size of the tar file."""
+    sha256: Sha256
+    index_bytes: PositiveInt
+    index_sha256: Sha256
+
+    @property
+    def index_file(self) -> str:
+        """Name of the file of offsets."""
+        return self.file.removesuffix(".tar") + ".index.npy"
+
+    @property
+    def size(self) -> CropSize:
+        """Size of the samples' HR images."""
+        return CropSize(self.height, self.width)
+
+
+class BucketRecord(_Section):
+    """One size of samples."""
+
+    height: PositiveInt
+    width: PositiveInt
+    samples: NonNegativeInt
+
+    @property
+    def size(self) -> CropSize:
+        """Size of the samples' HR images."""
+        return CropSize(self.height, self.width)
+
+
+class ShardManifest(_Section):
+    """A folder of shards. All shards of one bucket have consecutive numbers."""
+
+    format_version: Literal[1]
+    samples: PositiveInt
+    """Samples in all shards."""
+    crop_size: PositiveInt
+    """``data.crop_size`` of the configuration that made the shards."""
+    scale: Literal[2, 4, 8]
+    degradation: Degradation
+    buckets: Annotated[list[BucketRecord], Field(min_length=1)]
+    fingerprint: Sha256
+    """SHA-256 of ``made_from``."""
+    made_from: dict[str, Any]
+    """Everything that the shards' bytes depend on."""
+    shards: list[ShardRecord]
+
+    @property
+    def config_buckets(self) -> list[list[int]]:
+        """``data.buckets`` that describes these shards: empty where all samples are squares of ``crop_size``."""
+        sizes = [[bucket.height, bucket.width] for bucket in self.buckets]
+        return [] if sizes == [[self.crop_size, self.crop_size]] else sizes
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> ShardManifest:
+        if fingerprint(self.made_from) != self.fingerprint:
+            raise ValueError("the fingerprint is not that of made_from")
+        unknown = [shard.file for shard in self.shards if shard.size not in {bucket.size for bucket in self.buckets}]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is of no bucket")
+        return self
+
+    def check_complete(self) -> None:
+        """Compares the counts of shards, buckets and the whole.
+
+        Raises:
+            ValueError: They differ.
+        """
+        for bucket in self.buckets:
+            held = sum(shard.samples for shard in self.shards if shard.size == bucket.size)
+            if held != bucket.samples:
+                raise ValueError(f"bucket {list(bucket.size)} has {bucket.samples} samples, its shards {held}")
+        held = sum(shard.samples for shard in self.shards)
+        if held != self.samples:
+            raise ValueError(f"there are {self.samples} samples, {held} of them in shards")
+
+
+def fingerprint(made_from: dict[str, Any]) -> str:
+    """SHA-256 of a mapping of JSON values, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def is_shard_folder(folder: Path) -> bool:
+    """Whether a folder holds shards, finished or not: a manifest, or tar files that are named like shards."""
+    if (folder / MANIFEST_FILE).is_file() or (folder / UNFINISHED_FILE).is_file():
+        return True
+    return folder.is_dir() and next(folder.glob("[0-9]" * 6 + ".tar"), None) is not None
+
+
+def read_manifest(folder: Path) -> ShardManifest:
+    """Reads the manifest of a finished folder.
+
+    Raises:
+        UserError: It is missing, damaged, of another version of the format, or its numbers contradict each other.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        state = "its shards are not finished" if (folder / UNFINISHED_FILE).is_file() else "it cannot be read as shards"
+        raise UserError(f"{folder} has no {MANIFEST_FILE}: {state}; run the same 'framer shard' command again")
+    manifest = parse_manifest(path)
+    try:
+        manifest.check_complete()
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; run the same 'framer shard' command again") from None
+    return manifest
+
+
+def parse_manifest(path: Path) -> ShardManifest:
+    """Reads a manifest, finished or not.
+
+    Raises:
+        UserError: It cannot be read or is damaged.
+    """
+    try:
+        return ShardManifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        raise UserError(f"{path} is damaged: {f'{where}: ' if where else ''}{message}") from None

@@ -1,0 +1,202 @@
+"""Reading pairs from shards in any order."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from framer.data.buckets import BucketOrder, CropSize
+from framer.data.samples import Sample, draw_quarter_turns, sample_of_pair
+from framer.data.shards.index import HR, LR, META, Offsets, open_index, sample_key, spans_of
+from framer.data.shards.manifest import ShardManifest, ShardRecord
+from framer.data.shards.order import ShardOrder
+from framer.errors import UserError
+from framer.extras import require
+from framer.seeding import derived_seed
+
+OPEN_SHARDS: Final = 16
+"""Shards that one process keeps open."""
+
+
+class _OpenShard(NamedTuple):
+    descriptor: int
+    offsets: Offsets
+
+
+class ShardDataset(Dataset[Sample]):
+    """An endless stream of the pairs in a folder of shards.
+
+    Like :class:`~framer.data.dataset.RealISRDataset`, whose samples these are: sample ``i`` depends on the seed and
+    ``i`` alone. The order is that of :class:`~framer.data.shards.order.ShardOrder` within each bucket; what is drawn
+    anew each time is the mirroring and the turns of a pair, which its stored LR image allows.
+
+    Args:
+        folder: The folder.
+        manifest: What it holds.
+        seed: Seed of every draw.
+        horizontal_flip: Whether a pair is mirrored with probability one half.
+        quarter_turns: Whether a pair is turned by 0, 90, 180 or 270 degrees with equal probability; by 0 or 180 where
+            its bucket is not square.
+
+    Raises:
+        UserError: A shard or its index is missing or has another size than the manifest says.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: ShardManifest,
+        *,
+        seed: int,
+        horizontal_flip: bool = False,
+        quarter_turns: bool = False,
+    ) -> None:
+        check_sizes(folder, manifest.shards)
+        self.folder = folder
+        self.scale = manifest.scale
+        self.seed = seed
+        self.horizontal_flip = horizontal_flip
+        self.quarter_turns = quarter_turns
+        self.buckets: list[CropSize] = [bucket.size for bucket in manifest.buckets]
+        self._shards = [[shard for shard in manifest.shards if shard.size == size] for size in self.buckets]
+        self.bucket_sizes: list[int] = [sum(shard.samples for shard in shards) for shards in self._shards]
+        self._orders = [
+            ShardOrder([shard.samples for shard in shards], bucket=bucket, seed=seed)
+            for bucket, shards in enumerate(self._shards)
+        ]
+        self._order = BucketOrder(self.bucket_sizes, block=1, seed=seed)
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Number of samples in all shards; indices beyond it are valid."""
+        return sum(self.bucket_sizes)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads sample ``index``, any integer from 0 on."""
+        return self.sample(*self._order.locate(index), index)
+
+    def sample(self, bucket: int, place: int, index: int) -> Sample:
+        """Reads the sample at one place of a bucket's stream.
+
+        Args:
+            bucket: The bucket's number.
+            place: Place in the bucket's own stream, which chooses the pair.
+            index: The sample's number in the whole stream, which mirroring and turns are drawn from.
+
+        Raises:
+            UserError: The shard cannot be read, or a file in it is damaged; names the shard and the sample's key.
+        """
+        shard_number, row = self._orders[bucket].locate(place)
+        shard = self._shards[bucket][shard_number]
+        hr, lr, name = self._pair(shard, row)
+        rng = np.random.default_rng(derived_seed(self.seed, "shard augmentation", index))
+        if self.horizontal_flip and rng.random() < 0.5:
+            hr, lr = hr[:, ::-1], lr[:, ::-1]
+        if self.quarter_turns:
+            turns = draw_quarter_turns(rng, square=shard.height == shard.width)
+            hr, lr = np.rot90(hr, turns), np.rot90(lr, turns)
+        return sample_of_pair(_from_bytes(hr), _from_bytes(lr), index=index, name=name)
+
+    def _pair(self, shard: ShardRecord, row: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str]:
+        path = self.folder / shard.file
+        opened = self._opened(shard)
+        spans = spans_of(opened.offsets[row])
+        where = f"{path}: sample {sample_key(int(opened.offsets[row][0]))}"
+        # A sample's files lie one after the other: a single read takes them all.
+        start = min(span.offset for span in spans.values())
+        length = max(span.offset + span.size for span in spans.values()) - start
+        try:
+            data = os.pread(opened.descriptor, length, start)
+        except OSError as error:
+            raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
+        if len(data) < length:
+            raise UserError(f"{where}: the shard ends {length - len(data)} bytes before the sample does")
+        files = {name: data[span.offset - start :][: span.size] for name, span in spans.items()}
+        hr = _decode(files[HR], shard.size, f"{where}: {HR}")
+        lr = _decode(files[LR], CropSize(shard.height // self.scale, shard.width // self.scale), f"{where}: {LR}")
+        try:
+            name = json.loads(files[META])["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{where}: {META} is damaged: {error!r}") from None
+        return hr, lr, str(name)
+
+    def _opened(self, shard: ShardRecord) -> _OpenShard:
+        opened = self._open.pop(shard.file, None)
+        if opened is None:
+            offsets = open_index(self.folder / shard.index_file, samples=shard.samples)
+            path = self.folder / shard.file
+            try:
+                opened = _OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be opened: {error.strerror or error}") from None
+        self._open[shard.file] = opened
+        while len(self._open) > OPEN_SHARDS:
+            _, oldest = self._open.popitem(last=False)
+            os.close(oldest.descriptor)
+        return opened
+
+    def close(self) -> None:
+        """Closes the shards that this process has open."""
+        while self._open:
+            os.close(self._open.popitem()[1].descriptor)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):
+            self.close()
+
+    # A forked worker shares its parent's open files, which is safe: reads at an offset move no common position.
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+
+def check_sizes(folder: Path, shards: Sequence[ShardRecord]) -> None:
+    """Compares the sizes of all files with what their records say.
+
+    Raises:
+        UserError: Files are missing or have another size; names the first and says how many there are.
+    """
+    problems: list[str] = []
+    for shard in shards:
+        for name, expected in ((shard.file, shard.bytes), (shard.index_file, shard.index_bytes)):
+            try:
+                size = (folder / name).stat().st_size
+            except OSError as error:
+                problems.append(f"{folder / name}: {error.strerror or error}")
+                continue
+            if size != expected:
+                problems.append(f"{folder / name}: {size} bytes instead of the {expected} of the manifest")
+    if problems:
+        more = f" (and {len(problems) - 1} files more)" if len(problems) > 1 else ""
+        raise UserError(
+            f"{problems[0]}{more}; copy the folder again, or run the same 'framer shard' command again to make it anew"
+        )
+
+
+def _decode(data: bytes, size: CropSize, where: str) -> npt.NDArray[np.uint8]:
+    image_module = require("PIL.Image", extra="train")
+    try:
+        with image_module.open(io.BytesIO(data), formats=("PNG",)) as opened:
+            image = np.array(opened.convert("RGB"), dtype=np.uint8)
+    except image_module.UnidentifiedImageError:
+        raise UserError(f"{where} does not decode: it is not a PNG file") from None
+    except Exception as error:  # whatever a damaged file makes the decoder raise
+        raise UserError(f"{where} does not decode: {str(error) or type(error).__name__}") from None
+    if image.shape[:2] != size:
+        raise UserError(
+            f"{where} has {image.shape[1]}x{image.shape[0]} pixels instead of the {size.width}x{size.height} of its "
+            "shard"
+        )
+    return image
+
+
+def _from_bytes(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return pixels.astype(np.float32) / np.float32(255.0)

@@ -1,0 +1,78 @@
+"""Recomputing blocks in the backward pass, through diffusers' own seam.
+
+Only non-reentrant checkpoints are used: with reentrant ones the features that FRAMER taps lose gradients, without an
+error, under ZeRO 3 and wherever what comes before the blocks is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+
+from framer.config.engine import ActivationCheckpointingConfig
+from framer.errors import ConfigError
+from framer.extras import require
+from framer.features.adapters import adapter_for
+
+Checkpoint = Callable[..., Any]
+
+
+def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpointingConfig) -> tuple[str, ...]:
+    """Makes the model recompute the blocks that the configuration selects.
+
+    Args:
+        model: A diffusers transformer that has an adapter, with the distributed engine already started.
+        config: Backend, which blocks, and where their inputs wait.
+
+    Returns:
+        Names of the recomputed blocks; none where checkpointing is off.
+
+    Raises:
+        ConfigError: No block's name matches the pattern.
+    """
+    if config.backend is None:
+        return ()
+    adapter = adapter_for(model)
+    matching = [
+        (name, block)
+        for name, block in zip(adapter.block_names, adapter.blocks, strict=True)
+        if fnmatchcase(name, config.blocks)
+    ]
+    if not matching:
+        raise ConfigError(
+            f"training.activation_checkpointing.blocks: '{config.blocks}' matches none of the blocks "
+            f"{adapter.block_names[0]} to {adapter.block_names[-1]}"
+        )
+    selected = matching[:: config.every]
+    recomputed = {id(block) for _, block in selected}
+    run_checkpointed = _deepspeed_checkpoint() if config.backend == "deepspeed" else _torch_checkpoint(config)
+
+    def run_block(block: nn.Module, *args: Any) -> Any:
+        return run_checkpointed(block, *args) if id(block) in recomputed else block(*args)
+
+    adapter.model.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
+    return tuple(name for name, _ in selected)
+
+
+def _torch_checkpoint(config: ActivationCheckpointingConfig) -> Checkpoint:
+    if not config.cpu_offload:
+        return lambda block, *args: checkpoint(block, *args, use_reentrant=False)
+
+    def offloaded(block: nn.Module, *args: Any) -> Any:
+        # A non-reentrant checkpoint saves its inputs as autograd does, so that this hook sees them and nothing else.
+        with save_on_cpu(pin_memory=torch.cuda.is_available()):
+            return checkpoint(block, *args, use_reentrant=False)
+
+    return offloaded
+
+
+def _deepspeed_checkpoint() -> Checkpoint:
+    # Unconfigured it neither partitions the inputs nor moves them to the CPU, which would empty the tapped features.
+    function: Checkpoint = require("deepspeed", extra="train").checkpointing.non_reentrant_checkpoint
+    return function
