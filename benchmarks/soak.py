@@ -12,6 +12,7 @@ import gc
 import json
 import sys
 import tempfile
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from benchmarks.machine import describe
 from framer.analysis.figures import LINE_COLOURS, new_canvas, save_canvas, style_axes
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
-from framer.data.dataset import Sample
+from framer.data.samples import Sample
 from framer.training.metrics import TrainingStep
 from framer.training.trainer import Trainer
 
@@ -54,8 +55,15 @@ class Watched(Trainer):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
-        self.readings: list[Reading] = []
+        # Not a list: its entries would be the growth that is looked for.
+        self._noted = array("q")
         self._process = psutil.Process()
+
+    @property
+    def readings(self) -> list[Reading]:
+        """What was noted so far."""
+        noted = iter(self._noted)
+        return [Reading(*values) for values in zip(noted, noted, noted, noted, strict=True)]
 
     def _optimizer_step(self, batches: Iterator[Sample]) -> TrainingStep:
         metrics = super()._optimizer_step(batches)
@@ -63,7 +71,7 @@ class Watched(Trainer):
             gc.collect()
             tensors = sum(issubclass(type(held), torch.Tensor) for held in gc.get_objects())
             resident = self._process.memory_info().rss
-            self.readings.append(Reading(self.step, resident, sys.getallocatedblocks(), tensors))
+            self._noted.extend((self.step, resident, sys.getallocatedblocks(), tensors))
         return metrics
 
 

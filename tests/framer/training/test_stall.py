@@ -49,12 +49,12 @@ def test_a_slow_data_set_in_a_worker_is_reported_with_the_workers_state(
         "health": {"stall_seconds": 0.3},
     }
     trainer = Trainer(build_config(TrainConfig, sections, source="test"))
-    read = type(trainer.dataset).__getitem__
+    make = type(trainer.dataset).sample
 
     class Slow(type(trainer.dataset)):  # type: ignore[misc]
-        def __getitem__(self, index: int) -> Any:
+        def sample(self, *place: int) -> Any:
             time.sleep(0.3)
-            return read(self, index)
+            return make(self, *place)
 
     trainer.dataset.__class__ = Slow
     trainer.train()

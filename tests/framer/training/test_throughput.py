@@ -43,7 +43,12 @@ def test_peaks_by_name(name: str, tflops: float | None) -> None:
 
 
 def _config(precision: str, peak: float | None) -> TrainConfig:
-    sections = {"output_dir": "x", "training": {"precision": precision}, "health": {"peak_tflops": peak}}
+    sections = {
+        "output_dir": "x",
+        "training": {"precision": precision},
+        "deepspeed": {"zero_stage": 2},
+        "health": {"peak_tflops": peak},
+    }
     return build_config(TrainConfig, sections, source="test")
 
 
