@@ -29,6 +29,12 @@ _EXPECTED: Final[Mapping[str, str]] = {
 }
 
 
+_MOVED: Final[Mapping[str, str]] = {
+    "training.tensorboard": "trackers.tensorboard",
+}
+"""Keys of earlier versions and what they are called now."""
+
+
 class _Loader(yaml.SafeLoader):
     """``yaml.SafeLoader`` that reads ``1e-4`` as a number and dates as text, and refuses a key given twice.
 
@@ -153,6 +159,8 @@ def _explain(section: type[ConfigSection], detail: ErrorDetails) -> str:
     path, parent = ".".join(location), ".".join(location[:-1])
     kind, got = detail["type"], _as_yaml(detail["input"])
     if kind == "extra_forbidden":
+        if path in _MOVED:
+            return f"{path}: is now called {_MOVED[path]}"
         known = _keys_at(section, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""

@@ -9,9 +9,11 @@ from pydantic import Field, model_validator
 from framer.config.base import ConfigSection
 from framer.config.data import DataConfig, EvaluationConfig
 from framer.config.distillation import FramerConfig
+from framer.config.distributed import DistributedConfig
 from framer.config.engine import ActivationCheckpointingConfig, DeepSpeedConfig, LossScalingConfig
 from framer.config.health import EmaConfig, HealthConfig
 from framer.config.model import ModelConfig, ObjectiveConfig
+from framer.config.trackers import TrackersConfig
 from framer.config.types import Fraction, NonEmptyText, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -66,8 +68,6 @@ class TrainingConfig(ConfigSection):
     """Steps between sample sheets; 0 writes one at the end only."""
     resume: str = "auto"
     """``auto`` (continue from the newest checkpoint in ``output_dir``, if any), ``never``, or a checkpoint folder."""
-    tensorboard: bool = True
-    """Write TensorBoard event files to ``output_dir/tensorboard``."""
 
 
 class TrainConfig(ConfigSection):
@@ -87,6 +87,8 @@ class TrainConfig(ConfigSection):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     health: HealthConfig = HealthConfig()
+    trackers: TrackersConfig = TrackersConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> TrainConfig:

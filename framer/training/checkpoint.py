@@ -36,7 +36,8 @@ _CHANGEABLE = (
     "training.checkpoints_kept",
     "training.sample_steps",
     "training.resume",
-    "training.tensorboard",
+    "trackers.",
+    "distributed.",
     "training.export_dtype",
     "training.activation_checkpointing",
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from framer import cli
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
+from framer.errors import UserError
 
 HELP = "Train a diffusion model with FRAMER."
 
@@ -17,16 +18,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--config", required=True, help="YAML file, for example configs/quickstart.yaml")
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, take two steps in a temporary folder, and say what a run costs",
+    )
+    parser.add_argument("--verbose", action="store_true", help="with --dry-run: show DeepSpeed's configuration too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-4")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains as the configuration file says; the exit status."""
+    """Trains, or tries whether it could, as the configuration file says; the exit status."""
+    if arguments.verbose and not arguments.dry_run:
+        raise UserError("--verbose says more about a dry run; give --dry-run too")
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        from framer.training.dry_run import dry_run
+
+        sys.stdout.write(dry_run(config, verbose=arguments.verbose))
+        return 0
+    import torch.distributed as dist
+
     from framer.training.trainer import train
 
     report = train(config)
-    sys.stdout.write(f"report: {report}\n")
+    if dist.get_rank() == 0:
+        sys.stdout.write(f"report: {report}\n")
     return 0
 
 

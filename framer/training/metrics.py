@@ -1,24 +1,20 @@
-"""What is measured at each step: a JSON line, TensorBoard, the progress bar."""
+"""What is measured at each step: a JSON line, and what the trackers show."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from framer.analysis.history import StepMetrics
 from framer.errors import UserError
-from framer.extras import require
 from framer.files import write_text
 from framer.training.hardware import MemoryUse
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from framer.training.trackers import Tracker
 
 
 class StepTime(BaseModel):
@@ -92,26 +88,20 @@ class TrainingStep(StepMetrics):
 
 
 class MetricsLog:
-    """Appends steps to ``metrics.jsonl`` and TensorBoard.
+    """Appends steps to ``metrics.jsonl`` and hands them to the trackers, which it closes with itself.
 
     Args:
         path: The JSON lines file. Lines after ``start_step`` are of steps that will be taken again: they go.
-        tensorboard: Folder of the event files, or None.
+        trackers: What else shows the run.
         start_step: Optimizer steps already taken.
 
     Raises:
-        UserError: A file or folder cannot be read or written.
-        MissingExtraError: TensorBoard is not installed.
+        UserError: The file cannot be read or written.
     """
 
-    def __init__(self, path: Path, *, tensorboard: Path | None, start_step: int) -> None:
+    def __init__(self, path: Path, *, trackers: Sequence[Tracker] = (), start_step: int) -> None:
         self._path = path
-        self._writer: SummaryWriter | None = None
-        if tensorboard is not None:
-            require("tensorboard", extra="train")
-            writer_class = require("torch.utils.tensorboard", extra="train").SummaryWriter
-            with _writing(tensorboard):
-                self._writer = writer_class(str(tensorboard), purge_step=start_step + 1)
+        self._trackers = trackers
         with _writing(path):
             _keep_until(path, start_step)
             self._file = path.open("a", encoding="utf-8")
@@ -125,9 +115,18 @@ class MetricsLog:
         with _writing(self._path):
             self._file.write(metrics.model_dump_json() + "\n")
             self._file.flush()
-            if self._writer is not None:
-                for name, value in _scalars(metrics).items():
-                    self._writer.add_scalar(name, value, metrics.step)
+            for tracker in self._trackers:
+                tracker.log_scalars(_scalars(metrics), metrics.step)
+
+    def write_image(self, name: str, path: Path, *, step: int) -> None:
+        """Hands a picture file to the trackers.
+
+        Raises:
+            UserError: As :meth:`write`.
+        """
+        with _writing(self._path.parent):
+            for tracker in self._trackers:
+                tracker.log_image(name, path, step)
 
     def sync(self) -> None:
         """Makes what was written durable, so that no checkpoint outlives the lines before it.
@@ -144,10 +143,17 @@ class MetricsLog:
         Raises:
             UserError: As :meth:`write`.
         """
-        with _writing(self._path):
-            self._file.close()
-            if self._writer is not None:
-                self._writer.close()
+        with _writing(self._path), ExitStack() as closing:
+            for tracker in self._trackers:
+                closing.callback(tracker.close)
+            closing.callback(self._file.close)
+
+
+def last_step(path: Path) -> int:
+    """The last step that a ``metrics.jsonl`` holds, 0 if none."""
+    if not path.is_file():
+        return 0
+    return max((step for step, _ in _lines(path)), default=0)
 
 
 @contextmanager
@@ -159,17 +165,16 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _keep_until(path: Path, last_step: int) -> None:
-    if not path.is_file():
-        return
-    kept = []
+    if path.is_file():
+        write_text(path, "".join(line + "\n" for step, line in _lines(path) if step <= last_step))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            step = int(json.loads(line)["step"])
+            yield int(json.loads(line)["step"]), line
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a killed run
-        if step <= last_step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
 
 
 def _scalars(metrics: TrainingStep) -> dict[str, float]:

@@ -8,41 +8,73 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from framer.config.distributed import DistributedConfig
 from framer.errors import UserError
 from framer.extras import require
+from framer.training.rendezvous import Place, meet, read_place
 
 Result = TypeVar("Result")
 
 
-def start_distributed() -> None:
-    """Joins the process group that the launcher set up, or makes one of a single process.
+def start_distributed(config: DistributedConfig | None = None) -> None:
+    """Joins the processes that the launcher started, or makes a group of this one alone.
 
     The backend is NCCL where there are GPUs and gloo otherwise. The group ends with the process.
+
+    Args:
+        config: How long to wait for other ranks.
+
+    Raises:
+        UserError: The launcher's variables are incomplete or contradict each other, a rank does not come, or the
+            node has fewer GPUs than ranks.
     """
     if dist.is_initialized():
         return
+    config = config or DistributedConfig()
     deepspeed = require("deepspeed", extra="train")
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # It would compile a shared-memory collective for CPUs at start, and fail where there is no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
+    place = read_place(os.environ)
+    device = _own_gpu(place) if torch.cuda.is_available() else None
+    # DeepSpeed and the data loaders' processes read these.
+    os.environ.update(
+        RANK=str(place.rank),
+        WORLD_SIZE=str(place.world_size),
+        LOCAL_RANK=str(place.local_rank),
+        MASTER_ADDR=place.master_addr,
+        MASTER_PORT=str(place.master_port),
     )
-    if dist.get_backend() == "gloo":
+    dist.init_process_group(
+        "gloo" if device is None else "nccl",
+        store=meet(place, seconds=config.rendezvous_seconds),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(seconds=config.timeout_seconds),
+        device_id=device if place.world_size > 1 else None,
+    )
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    if device is None:
         atexit.register(_stop_distributed)
+
+
+def _own_gpu(place: Place) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if place.local_rank >= gpus:
+        raise UserError(
+            f"rank {place.rank} is number {place.local_rank} on {socket.gethostname()} (counted from 0), where it "
+            f"sees {gpus} GPU(s); start one rank a GPU, and let each see all of its node's (srun --gpus-per-node, not "
+            "--gpus-per-task)"
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
 
 
 def _stop_distributed() -> None:

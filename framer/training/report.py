@@ -44,7 +44,7 @@ SHEET_ROWS = 8
 def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tuple[list[EvaluationRow], Figure]:
     """Writes the sample sheet and the table of one evaluation; the table's rows and the sheet."""
     rows = evaluate(evaluated.names, evaluated.sr, evaluated.bicubic, evaluated.hr)
-    sheet = folder.samples / f"step-{step:08d}.png"
+    sheet = folder.sample_sheet(step)
     crops = [
         SheetRow(name=n, lr=lr, bicubic=bicubic, sr=sr, hr=hr)
         for n, lr, bicubic, sr, hr in zip(*evaluated, strict=True)

@@ -20,6 +20,11 @@ class RunFolder:
         return self.root / "config.yaml"
 
     @property
+    def deepspeed(self) -> Path:
+        """The DeepSpeed configuration that the engine runs with."""
+        return self.root / "deepspeed.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object an optimizer step."""
         return self.root / "metrics.jsonl"
@@ -38,6 +43,10 @@ class RunFolder:
     def samples(self) -> Path:
         """Sample sheets and the evaluation's numbers."""
         return self.root / "samples"
+
+    def sample_sheet(self, step: int) -> Path:
+        """Sample sheet after ``step`` optimizer steps."""
+        return self.samples / f"step-{step:08d}.png"
 
     @property
     def plots(self) -> Path:

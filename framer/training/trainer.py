@@ -37,6 +37,7 @@ from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
+from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
 from framer.training.engine import StepOutcome, check_engine, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
@@ -49,13 +50,14 @@ from framer.training.health import (
     non_finite_weight,
     spoiled_if_not_finite,
 )
-from framer.training.metrics import MetricsLog, StepTime, TrainingStep
+from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_step
 from framer.training.partitioning import build_partitioned_transformer
 from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
 from framer.training.stall import dead_workers_named, stall_warnings
+from framer.training.trackers import open_trackers
 from framer.training.watch import CollapseWatch
 from framer.training.watchdog import watch_ranks
 from framer_kernels import BandSplit
@@ -105,7 +107,7 @@ class Trainer:
         if pretrained is not None:
             check_restoration(pretrained, config)
         check_engine(config)
-        start_distributed()
+        start_distributed(config.distributed)
         if config.deepspeed.zero_stage == 3:
             transformer = build_partitioned_transformer(config)
         else:
@@ -143,12 +145,16 @@ class Trainer:
         self.peak_flops = peak_flops(config)
         if resumed_from is not None:
             self._restore(resumed_from)
-        on_rank_zero(lambda: write_text(self.folder.config, save_config(config)))
+        on_rank_zero(self._write_settings)
 
     def _prepare_folder(self) -> Path | None:
         self.folder.create()
         checkpoints.clear_unfinished(self.folder.checkpoints)
         return checkpoints.choose_checkpoint(self.config.training.resume, self.folder.checkpoints)
+
+    def _write_settings(self) -> None:
+        write_text(self.folder.config, save_config(self.config))
+        write_text(self.folder.deepspeed, effective_config(self.engine))
 
     def train(self) -> Path:
         """Takes the remaining steps, then exports the model and writes the report.
@@ -161,14 +167,7 @@ class Trainer:
             UserError: The disk is full.
         """
         settings = self.config.training
-        batches = stream_batches(
-            self.dataset,
-            self.config,
-            rank=self.rank,
-            world_size=self.world_size,
-            start=self.micro_steps,
-            count=(settings.max_steps - self.step) * settings.gradient_accumulation_steps,
-        )
+        batches = self._batches(settings.max_steps - self.step)
         log = self._open_log()
         progress = require("tqdm", extra="train").tqdm(
             initial=self.step, total=settings.max_steps, desc="train", unit="step", disable=self.rank != 0
@@ -187,12 +186,33 @@ class Trainer:
                         log.sync()
                     self._save()
                 if not last and settings.sample_steps and self.step % settings.sample_steps == 0:
-                    self._write_samples()
+                    self._write_samples(log)
+            progress.close()
+            return self._finish(log)
         finally:
             progress.close()
             if log is not None:
                 log.close()
-        return self._finish()
+
+    def rehearse(self, steps: int) -> list[TrainingStep]:
+        """Takes optimizer steps that are neither logged nor saved; every rank must call it.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite.
+        """
+        batches = self._batches(steps)
+        self.model.train()
+        return [self._optimizer_step(batches) for _ in range(steps)]
+
+    def _batches(self, steps: int) -> Iterator[Sample]:
+        return stream_batches(
+            self.dataset,
+            self.config,
+            rank=self.rank,
+            world_size=self.world_size,
+            start=self.micro_steps,
+            count=steps * self.config.training.gradient_accumulation_steps,
+        )
 
     def _optimizer_step(self, batches: Iterator[Sample]) -> TrainingStep:
         settings = self.config.training
@@ -341,12 +361,13 @@ class Trainer:
         return LayerMetrics(names=list(self.framer.layer_names), **values)
 
     def _open_log(self) -> MetricsLog | None:
-        tensorboard = self.folder.tensorboard if self.config.training.tensorboard else None
         log: MetricsLog | None = None
 
         def open_log() -> None:
             nonlocal log
-            log = MetricsLog(self.folder.metrics, tensorboard=tensorboard, start_step=self.step)
+            logged = last_step(self.folder.metrics)
+            trackers = open_trackers(self.config, self.folder, start_step=self.step, last_logged=logged)
+            log = MetricsLog(self.folder.metrics, trackers=trackers, start_step=self.step)
 
         on_rank_zero(open_log)
         return log
@@ -396,24 +417,31 @@ class Trainer:
         """The average of the weights in the model's place, where there is one; every rank must enter and leave."""
         return nullcontext() if self.ema is None else self.ema.swapped_in()
 
-    def _write_samples(self) -> None:
+    def _write_samples(self, log: MetricsLog | None) -> None:
         with self._evaluated_weights():
             evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
         if self.rank == 0:
             write_samples(self.folder, evaluated, step=self.step)
+            self._show_samples(log)
 
-    def _finish(self) -> Path:
+    def _show_samples(self, log: MetricsLog | None) -> None:
+        if log is not None:
+            log.write_image("samples", self.folder.sample_sheet(self.step), step=self.step)
+
+    def _finish(self, log: MetricsLog | None) -> Path:
         with self._evaluated_weights():
             evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
             export_model(self.engine, self.config, self.folder.export)
-            return write_run_report(
+            report = write_run_report(
                 self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
             )
+        self._show_samples(log)
+        return report
 
 
 def train(config: TrainConfig) -> Path:
     """Trains as the configuration says; the report's path."""
-    with watch_ranks(config.health), dead_workers_named():
+    with watch_ranks(config), dead_workers_named():
         return Trainer(config).train()
 
 

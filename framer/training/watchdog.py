@@ -23,9 +23,10 @@ from typing import Any, Final, NamedTuple
 
 import torch.distributed as dist
 
-from framer.config.health import HealthConfig
+from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.training.ranks import gather_objects, start_distributed
+from framer.training.rendezvous import read_place
 
 EXIT_LOST_RANK: Final = 1
 # A rank that fails by itself in the same moment, as all do on a non-finite loss, shows its own error.
@@ -205,17 +206,20 @@ class Watchdog:
 
 
 @contextmanager
-def watch_ranks(config: HealthConfig) -> Iterator[None]:
+def watch_ranks(config: TrainConfig) -> Iterator[None]:
     """Watches the ranks while the body runs, and tells the others what it raises; without effect for one rank.
 
     Joins the process group first, so that a rank whose photographs or model are missing does not leave the others
     waiting for it.
+
+    Raises:
+        UserError: The ranks do not come together, or one cannot reach rank 0's port.
     """
-    if config.rank_timeout == 0 or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if config.health.rank_timeout == 0 or read_place(os.environ).world_size == 1:
         yield
         return
-    start_distributed()
-    watchdog = _meet(config.rank_timeout)
+    start_distributed(config.distributed)
+    watchdog = _meet(config.health.rank_timeout)
     try:
         yield
     except BaseException as error:

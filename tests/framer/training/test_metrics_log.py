@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import threading
 from pathlib import Path
 
@@ -12,9 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from framer.analysis.history import LayerMetrics, read_metrics
 from framer.analysis.losses import plot_losses
 from framer.analysis.weights import early_and_late_modulation
-from framer.errors import MissingExtraError, UserError
-from framer.training.metrics import MetricsLog, StepTime, TrainingStep
+from framer.config.training import TrainConfig
+from framer.errors import UserError
+from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_step
+from framer.training.trackers import TensorBoardTracker
 
+CONFIG = TrainConfig(output_dir="runs/x")
 LAYERS = LayerMetrics(
     names=["block.0", "block.1"],
     weight_lf=[0.9, 0.8],
@@ -41,10 +43,18 @@ def record(step: int, loss: float = 1.5, *, framer: bool = True, gradient_norm: 
 
 
 def write(path: Path, steps: range, *, start_step: int = 0, tensorboard: Path | None = None, loss: float = 1.5) -> None:
-    log = MetricsLog(path, tensorboard=tensorboard, start_step=start_step)
+    trackers = [] if tensorboard is None else [TensorBoardTracker(tensorboard, CONFIG, start_step=start_step)]
+    log = MetricsLog(path, trackers=trackers, start_step=start_step)
     for step in steps:
         log.write(record(step, loss))
     log.close()
+
+
+def test_the_last_step_of_a_log(path: Path) -> None:
+    assert last_step(path) == 0
+    write(path, range(1, 4))
+    path.write_bytes(path.read_bytes() + b'{"step": 4')
+    assert last_step(path) == 3
 
 
 def steps_and_losses(path: Path) -> list[tuple[int, float]]:
@@ -58,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("framer", [True, False])
 def test_a_line_holds_the_step(path: Path, framer: bool) -> None:
-    log = MetricsLog(path, tensorboard=None, start_step=0)
+    log = MetricsLog(path, start_step=0)
     log.write(record(1, framer=framer))
     log.close()
     (line,) = path.read_text().splitlines()
@@ -70,7 +80,7 @@ def test_a_line_holds_the_step(path: Path, framer: bool) -> None:
 
 
 def test_a_step_can_be_read_while_the_run_goes_on(path: Path) -> None:
-    log = MetricsLog(path, tensorboard=None, start_step=0)
+    log = MetricsLog(path, start_step=0)
     log.write(record(1))
     assert steps_and_losses(path) == [(1, 1.5)]
     log.write(record(2))
@@ -80,7 +90,7 @@ def test_a_step_can_be_read_while_the_run_goes_on(path: Path) -> None:
 
 @pytest.mark.parametrize("gradient_norm", [math.inf, math.nan])
 def test_a_gradient_norm_that_is_not_finite_is_still_json(path: Path, gradient_norm: float) -> None:
-    log = MetricsLog(path, tensorboard=None, start_step=0)
+    log = MetricsLog(path, start_step=0)
     log.write(record(1, gradient_norm=gradient_norm))
     log.close()
     line = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -117,7 +127,7 @@ def test_a_crash_while_resuming_keeps_the_old_lines(path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match=f"cannot write {path}: No space left on device"):
-        MetricsLog(path, tensorboard=None, start_step=3)
+        MetricsLog(path, start_step=3)
     assert path.read_bytes() == before
 
 
@@ -168,7 +178,7 @@ def test_a_skipped_step_has_no_losses_and_says_why(path: Path, tmp_path: Path) -
 
 
 def test_tensorboard_without_framer_has_no_framer_numbers(path: Path, tmp_path: Path) -> None:
-    log = MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
+    log = MetricsLog(path, trackers=[TensorBoardTracker(tmp_path / "tb", CONFIG, start_step=0)], start_step=0)
     log.write(record(1, framer=False))
     log.close()
     assert not [tag for tag in scalars(tmp_path / "tb") if "framer" in tag]
@@ -182,7 +192,7 @@ def test_tensorboard_shows_each_step_once_after_resuming(path: Path, tmp_path: P
 
 def test_closing_ends_the_thread_that_writes_for_tensorboard(path: Path, tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    log = MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
+    log = MetricsLog(path, trackers=[TensorBoardTracker(tmp_path / "tb", CONFIG, start_step=0)], start_step=0)
     log.write(record(1))
     assert set(threading.enumerate()) - before
     log.close()
@@ -194,37 +204,19 @@ def test_no_tensorboard_where_none_is_asked_for(path: Path, tmp_path: Path) -> N
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_missing_tensorboard_names_the_extra(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [
-        name for name in sys.modules if name.split(".")[0] == "tensorboard" or name == "torch.utils.tensorboard"
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"tensorboard is not installed; .*'framer-diffusion\[train\]'"):
-        MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
-    write(path, range(1, 2))
-    assert len(read_metrics(path)) == 1
-
-
 def test_a_missing_folder(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "metrics.jsonl"
     with pytest.raises(UserError, match=f"cannot write {path}: No such file or directory"):
-        MetricsLog(path, tensorboard=None, start_step=0)
+        MetricsLog(path, start_step=0)
 
 
 def test_a_folder_where_the_file_should_be(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"cannot write {tmp_path}: Is a directory"):
-        MetricsLog(tmp_path, tensorboard=None, start_step=0)
-
-
-def test_a_file_where_the_tensorboard_folder_should_be(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "tb").touch()
-    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'tb'}: "):
-        MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
+        MetricsLog(tmp_path, start_step=0)
 
 
 def test_a_full_disk_is_told_as_such_and_closing_tells_it_again() -> None:
-    log = MetricsLog(Path("/dev/full"), tensorboard=None, start_step=0)
+    log = MetricsLog(Path("/dev/full"), start_step=0)
     with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):
         log.write(record(1))
     with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):

@@ -168,7 +168,7 @@ def test_a_disk_that_is_full_on_one_rank_stops_both(tmp_path: Path) -> None:
 
 def test_full_disk_while_exporting(tmp_path: Path) -> None:
     """A limit on the size of files, for the export alone, stands in for the full disk."""
-    sections = {**TINY, "output_dir": str(tmp_path / "run"), "training": {"max_steps": 1, "tensorboard": False}}
+    sections = {**TINY, "output_dir": str(tmp_path / "run"), "training": {"max_steps": 1}}
     trainer = Trainer(build_config(TrainConfig, sections, source="test"))
     weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

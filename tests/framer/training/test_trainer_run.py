@@ -10,16 +10,19 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import read_steps, tiny_config, train
 
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 
+TRACKERS = {"tensorboard": True, "wandb": {"project": "tests"}}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    config = tiny_config(folder, training={"sample_steps": 2, "tensorboard": True}, data={"workers": 1})
+    config = tiny_config(folder, training={"sample_steps": 2}, data={"workers": 1}, trackers=TRACKERS)
     result = train("--config", str(config), "optimizer.lr=5e-4")
     assert result.returncode == 0, result.stderr
     assert "report.md" in result.stdout
@@ -32,6 +35,20 @@ def test_layout(run: Path) -> None:
     assert list((run / "tensorboard").iterdir())
     leftovers = [p for p in run.rglob("*") if p.name.startswith(".") or "partial" in p.name]
     assert leftovers == []
+
+
+def test_trackers_show_the_sample_sheets(run: Path) -> None:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [image.step for image in events.Images("samples")] == [2, 4]
+    assert len(list(run.glob("wandb/offline-run-*/files/media/images/samples_*.png"))) == 2
+
+
+def test_deepspeeds_configuration_is_written_with_its_defaults(run: Path) -> None:
+    config = json.loads((run / "deepspeed.json").read_text())
+    assert config["given"]["gradient_clipping"] == config["resolved"]["gradient_clipping"] == 1.0
+    assert config["resolved"]["train_batch_size"] == 4
+    assert config["resolved"]["zero_config"]["overlap_comm"] is not None
 
 
 def test_metrics_have_what_other_tools_read(run: Path) -> None:

@@ -20,7 +20,8 @@ TINY: dict[str, Any] = {
     "data": {"crop_size": 32, "workers": 0},
     "model": {"architecture": {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8}},
     "optimizer": {"lr": 1e-3},
-    "training": {"max_steps": 4, "batch_size": 4, "checkpoint_steps": 2, "tensorboard": False},
+    "training": {"max_steps": 4, "batch_size": 4, "checkpoint_steps": 2},
+    "trackers": {"tensorboard": False},
     # Everything in stage 3 is partitioned: by default a tiny model would stay whole on every rank.
     "deepspeed": {"stage3_param_persistence_threshold": 0},
     "evaluation": {"crop_size": 64, "num_inference_steps": 1},
@@ -48,19 +49,26 @@ def tiny_config(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def _environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+def environment(**variables: str) -> dict[str, str]:
+    """That of a process of its own: a process group of the present one leaves variables behind."""
+    of_a_launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    own = {k: v for k, v in os.environ.items() if k not in of_a_launcher and not k.startswith("SLURM_")}
+    return {**own, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+
+
+def free_port() -> str:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def start_training(*arguments: str) -> subprocess.Popen[str]:
     """Starts ``train.py`` as a single process."""
-    environment = _environment()
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
     return subprocess.Popen(
         [sys.executable, "train.py", *arguments],
         cwd=REPOSITORY,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -80,14 +88,12 @@ def run_on_ranks(world_size: int, program: str, configs: list[Path], *, timeout:
     Returns:
         Exit status and standard error of each rank.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, *map(str, configs)],
             cwd=REPOSITORY,
-            env=_environment(
+            env=environment(
                 RANK=str(rank),
                 LOCAL_RANK=str(rank),
                 WORLD_SIZE=str(world_size),
