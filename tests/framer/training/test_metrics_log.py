@@ -158,7 +158,7 @@ def test_tensorboard_shows_every_number(path: Path, tmp_path: Path) -> None:
 def test_a_skipped_step_has_no_losses_and_says_why(path: Path, tmp_path: Path) -> None:
     nothing = {"loss": None, "noise_loss": None, "framer_loss": None, "layers": None, "gradient_norm": math.inf}
     skipped = {"skipped": True, "skip_reason": "the loss is not finite", "skipped_steps": 1}
-    log = MetricsLog(path, tensorboard=tmp_path / "tb", start_step=0)
+    log = MetricsLog(path, trackers=[TensorBoardTracker(tmp_path / "tb", CONFIG, start_step=0)], start_step=0)
     log.write(record(1))
     log.write(record(2).model_copy(update=nothing | skipped))
     log.write(record(3).model_copy(update={"skipped_steps": 1}))
