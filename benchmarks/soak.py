@@ -128,7 +128,7 @@ def draw(readings: list[Reading], slopes: dict[str, Slope], path: Path) -> None:
 
 
 def _said(slope: Slope, unit: str) -> str:
-    return f"{slope.slope:+.3g} ± {slope.margin:.2g} {unit} a step"
+    return f"{slope.slope:+.3g} ± {slope.margin:.3g} {unit} a step"
 
 
 def slopes_of(readings: list[Reading]) -> dict[str, Slope]:
