@@ -50,19 +50,21 @@ class StepMetrics(BaseModel):
 
     Attributes:
         step: Optimizer step, counted from 1.
-        loss: The loss that was minimised.
+        loss: The loss that was minimised; None where the step was skipped because it was not finite.
         noise_loss: Its noise-prediction (flow-matching) part.
         framer_loss: The FRAMER part, weighted as it enters ``loss``; None when FRAMER is off.
         layers: Per-layer diagnostics; None when FRAMER is off.
+        skipped: Whether the step was skipped; its losses and diagnostics are None.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     step: Annotated[int, Field(ge=0)]
-    loss: float
-    noise_loss: float
+    loss: float | None
+    noise_loss: float | None
     framer_loss: float | None
     layers: LayerMetrics | None
+    skipped: bool = False
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:

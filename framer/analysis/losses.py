@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,11 @@ def plot_losses(path: Path, metrics: Sequence[StepMetrics], *, title: str = "Tra
     if not metrics:
         raise ValueError("no training steps to plot: the metrics are empty")
     steps = np.array([record.step for record in metrics])
-    curves = {"loss": np.array([record.loss for record in metrics])}
+    curves = {"loss": _curve(record.loss for record in metrics)}
     framer_on = any(record.framer_loss is not None for record in metrics)
     if framer_on:
-        curves["noise loss"] = np.array([record.noise_loss for record in metrics])
-        framer_loss = [math.nan if record.framer_loss is None else record.framer_loss for record in metrics]
-        curves["FRAMER loss"] = np.array(framer_loss)
+        curves["noise loss"] = _curve(record.noise_loss for record in metrics)
+        curves["FRAMER loss"] = _curve(record.framer_loss for record in metrics)
     window = round(_SMOOTHED_SHARE * len(steps))
 
     canvas = new_canvas(9.0, 1.2 + 2.2 * len(curves), title)
@@ -58,9 +57,16 @@ def plot_losses(path: Path, metrics: Sequence[StepMetrics], *, title: str = "Tra
     caption = f"Losses of steps {steps[0]} to {steps[-1]}"
     if window > 1:
         caption += f": each step pale, and the centred mean of {window} steps dark"
+    skipped = sum(record.skipped for record in metrics)
+    if skipped:
+        caption += f"; {skipped} skipped steps are left out"
     if framer_on:
         return f"{caption}. The FRAMER loss is shown with its weight: loss = noise loss + FRAMER loss."
     return f"{caption}. FRAMER was off: the loss is the noise loss."
+
+
+def _curve(values: Iterable[float | None]) -> NDArray[np.float64]:
+    return np.array([math.nan if value is None else value for value in values])
 
 
 def moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

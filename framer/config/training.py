@@ -11,6 +11,7 @@ from framer.config.data import DataConfig, EvaluationConfig
 from framer.config.distillation import FramerConfig
 from framer.config.distributed import DistributedConfig
 from framer.config.engine import ActivationCheckpointingConfig, DeepSpeedConfig, LossScalingConfig
+from framer.config.health import EmaConfig, HealthConfig
 from framer.config.model import ModelConfig, ObjectiveConfig
 from framer.config.trackers import TrackersConfig
 from framer.config.types import Fraction, NonEmptyText, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -53,6 +54,8 @@ class TrainingConfig(ConfigSection):
     """Compute precision of the transformer; the loss is always computed in fp32, master weights are too."""
     loss_scaling: LossScalingConfig = LossScalingConfig()
     """Loss scaling of ``fp16``."""
+    ema: EmaConfig = EmaConfig()
+    """Average of the weights, used for evaluation and export."""
     activation_checkpointing: ActivationCheckpointingConfig = ActivationCheckpointingConfig()
     """Recompute blocks in the backward pass instead of keeping their activations: ``true``, ``false`` or a section."""
     export_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -83,6 +86,7 @@ class TrainConfig(ConfigSection):
     training: TrainingConfig = TrainingConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    health: HealthConfig = HealthConfig()
     trackers: TrackersConfig = TrackersConfig()
     distributed: DistributedConfig = DistributedConfig()
 

@@ -13,15 +13,13 @@ from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer
 from framer.features import adapter_for
-from framer.models.latents import build_latents
-from framer.objectives import FlowMatching
 from framer.planning.attention import fused_attention
 from framer.planning.flops import operator_flops
 from framer.planning.model import META, crop_sizes, meta_transformer
 from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
 from framer.planning.storages import PeakMemory
 from framer.training.activation_checkpointing import enable_activation_checkpointing
-from framer.training.forward import compute_losses
+from framer.training.forward import ForwardPass
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -214,16 +212,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
 
 
 def _run(model: SD3Transformer2DModel, framer: Framer | None, config: TrainConfig, memory: _Recorder) -> None:
-    losses = compute_losses(
-        model,
-        model,
-        _batch(config),
-        config=config,
-        latents=build_latents(config.model),
-        objective=FlowMatching(config.objective),
-        framer=framer,
-        device=META,
-    )
+    losses = ForwardPass(model, config, framer, META).losses(model, _batch(config))
     loss = losses.noise + losses.framer
     memory.event(BACKWARD)
     loss.backward()  # type: ignore[no-untyped-call]

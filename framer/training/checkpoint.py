@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ _UNFINISHED = ".unfinished"
 _CHANGEABLE = (
     "output_dir",
     "evaluation.",
+    "health.",
     "data.evaluation",
     "data.workers",
     "training.max_steps",
@@ -57,6 +58,8 @@ class TrainerState:
     """The run's resolved configuration."""
     model: dict[str, Any]
     """The transformer's config, to recognise a checkpoint of another model."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Counts of skipped steps."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -64,7 +67,14 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(engine: DeepSpeedEngine, folder: Path, state: TrainerState, *, kept: int) -> Path:
+def save_checkpoint(
+    engine: DeepSpeedEngine,
+    folder: Path,
+    state: TrainerState,
+    *,
+    kept: int,
+    rank_state: Mapping[str, Any] | None = None,
+) -> Path:
     """Saves on all ranks; every rank must call it.
 
     Args:
@@ -72,6 +82,7 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, state: TrainerState, 
         folder: Where checkpoints live.
         state: Saved beside them.
         kept: Newest checkpoints that stay; older ones are removed after this one is safely on disk.
+        rank_state: Tensors of this rank alone, such as its share of an average of the weights.
 
     Returns:
         The checkpoint's folder.
@@ -87,7 +98,7 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, state: TrainerState, 
         with _errors_kept(engine) as errors:
             engine.save_checkpoint(str(folder), tag=unfinished.name, save_latest=False)
         # Random state of layers that draw numbers themselves, such as dropout.
-        torch.save(_random_state(), unfinished / f"rng-rank-{dist.get_rank()}.pt")
+        torch.save({**(rank_state or {}), **_random_state()}, unfinished / f"rng-rank-{dist.get_rank()}.pt")
         failure = errors[0] if errors else None
     except (OSError, RuntimeError) as error:
         failure = str(error)
@@ -201,13 +212,18 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise UserError(f"{path} is damaged: {error}; remove the folder to use the previous checkpoint") from None
 
 
-def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, *, expected: TrainerState) -> TrainerState:
+def load_checkpoint(
+    engine: DeepSpeedEngine, checkpoint: Path, *, expected: TrainerState
+) -> tuple[TrainerState, dict[str, Any]]:
     """Restores model and optimizer; every rank must call it.
 
     Args:
         engine: Freshly started, of the same model.
         checkpoint: A finished checkpoint.
         expected: The present run's world size, configuration and model; step and position are ignored.
+
+    Returns:
+        The trainer's state, and what this rank saved for itself.
 
     Raises:
         UserError: The checkpoint is of another model, world size or configuration, or is damaged.
@@ -236,17 +252,18 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, *, expected: Trai
             "run, or go on with the old settings"
         )
     failure: str | None = None
+    own: dict[str, Any] = {}
     try:
         path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         if path is None:
             failure = "files are missing"
         else:
-            rng = torch.load(checkpoint / f"rng-rank-{dist.get_rank()}.pt", weights_only=True)
-            _set_random_state(rng)
+            own = torch.load(checkpoint / f"rng-rank-{dist.get_rank()}.pt", map_location="cpu", weights_only=True)
+            _set_random_state(own)
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         failure = f"{type(error).__name__}: {error}"
     raise_on_all_ranks(failure, f"cannot load {checkpoint}; remove the folder to use the previous one")
-    return state
+    return state, own
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -112,14 +112,16 @@ def _log(trainer: Trainer, steps: list[TrainingStep]) -> None:
 
 
 def checkpoint_bytes(trainer: Trainer) -> int:
-    """Estimated size of a checkpoint of all ranks: weights, AdamW's moments and float32 master weights."""
+    """Estimated size of a checkpoint of all ranks: weights, average, AdamW's moments and float32 master weights."""
     total, trained = _parameters(trainer)
     zero, precision = trainer.config.deepspeed.zero_stage, trainer.config.training.precision
     # Stage 3 saves trained weights as the optimizer's master copy alone.
     weights = (total - trained if zero == 3 else total) * DTYPES[precision].itemsize
     master = trained * 4 if zero > 0 or precision != "fp32" else 0
     moments = trained * 8
-    return weights + master + moments
+    # Without ZeRO every rank saves the whole average.
+    average = 0 if trainer.ema is None else trained * 4 * (trainer.world_size if zero == 0 else 1)
+    return weights + master + moments + average
 
 
 def _parameters(trainer: Trainer) -> tuple[int, int]:
@@ -172,7 +174,7 @@ def _summary(trainer: Trainer, steps: list[TrainingStep], *, start: int, resumed
         time = steps[-1].time
         rows["step"] = f"{time.seconds:.3g} s, {time.images_per_second:.3g} images/s"
         rows["steps left"] = f"{left}, about {_duration(left * time.seconds)} without evaluation and checkpoints"
-        rows["loss"] = ", ".join(f"{metrics.loss:.4g}" for metrics in steps)
+        rows["loss"] = ", ".join("skipped" if at.loss is None else f"{at.loss:.4g}" for at in steps)
     else:
         rows["steps left"] = "none"
     width = max(map(len, rows))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,17 @@ OLDEST_DEEPSPEED: Final = (0, 19, 3)
 COMPUTE_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class NonFiniteGradientError(UserError):
-    """The gradient is not finite although the loss is."""
+class StepOutcome(NamedTuple):
+    """What the end of a micro-step did; the same on every rank."""
+
+    gradient_norm: float
+    """Global norm before clipping where the optimizer was due, infinite or NaN where it was skipped; 0 between."""
+    skipped: bool
+    """Whether the optimizer was due and left weights and state as they were, the gradient not being finite."""
+    loss_scale: float
+    """Factor of the loss in this step; 1 but in fp16."""
+    bad_parameter: str | None
+    """The first parameter whose gradient is not finite; None where that was not looked for or not found."""
 
 
 def engine_config(config: TrainConfig) -> dict[str, Any]:
@@ -138,33 +148,88 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
-def step(engine: DeepSpeedEngine) -> float:
-    """Ends a micro-step; at the end of an accumulation, takes the optimizer step.
+def step(engine: DeepSpeedEngine) -> StepOutcome:
+    """Ends a micro-step; at the end of an accumulation, takes the optimizer step unless the gradient is not finite.
 
-    Returns:
-        Global norm of the gradient before clipping where the optimizer stepped; 0 between.
-
-    Raises:
-        NonFiniteGradientError: The gradient is not finite. Weights and optimizer are not to be saved.
+    A skipped step leaves weights, moments and step counts bit-equal and drops the gradient. Every rank must call it;
+    all come to the same outcome, because the norm is that of all of them.
     """
-    boundary = engine.is_gradient_accumulation_boundary()
-    # ZeRO and the bf16 optimizer report their norm after the step; plain fp32 reports none.
-    reports_norm = hasattr(engine.optimizer, "_global_grad_norm")
-    norm = 0.0
-    if boundary and not reports_norm:
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = _checked(float(torch.nn.utils.get_total_norm(gradients)))
-    engine.step()
-    if boundary and reports_norm:
-        norm = _checked(float(engine.get_global_grad_norm()))
-    return norm
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return StepOutcome(0.0, False, 1.0, None)
+    if not hasattr(engine.optimizer, "overflow"):
+        return _plain_step(engine)
+    # DeepSpeed's own optimizers skip such a step by themselves.
+    loss_scale = float(engine.optimizer.loss_scale) if hasattr(engine.optimizer, "loss_scale") else 1.0
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if scaler is not None and hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False  # how many skipped steps are too many is not its decision
+    # Above the lowest scale of fp16 it is but an overflow.
+    with _bad_gradient_seen(engine, look=loss_scale <= getattr(scaler, "min_scale", loss_scale)) as seen:
+        engine.step()
+    skipped = bool(engine.optimizer.overflow)
+    norm = math.inf if skipped else float(engine.get_global_grad_norm())
+    return StepOutcome(norm, skipped, loss_scale, next(iter(seen), None))
 
 
-def _checked(norm: float) -> float:
-    # DeepSpeed reports an overflow as -1.
-    if not math.isfinite(norm) or norm < 0:
-        raise NonFiniteGradientError(f"gradient norm {norm:g}")
-    return norm
+def _plain_step(engine: DeepSpeedEngine) -> StepOutcome:
+    """The step of torch's own optimizer, as in fp32 without ZeRO."""
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if math.isfinite(norm):
+        engine.step()
+        return StepOutcome(norm, False, 1.0, None)
+    bad = _first_bad_gradient(engine.module)
+    # The engine must count the step and drop the gradient all the same.
+    with _replaced(engine.optimizer, "step", lambda: None):
+        engine.step()
+    return StepOutcome(norm, True, 1.0, bad)
+
+
+@contextmanager
+def _replaced(target: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Puts a function in the place of an object's method meanwhile."""
+    own = vars(target).get(name)
+    setattr(target, name, method)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(target, name)
+        else:
+            setattr(target, name, own)
+
+
+@contextmanager
+def _bad_gradient_seen(engine: DeepSpeedEngine, *, look: bool) -> Iterator[list[str]]:
+    """Looks for the bad gradient where DeepSpeed has found one, in the moment before it drops them all."""
+    optimizer = engine.optimizer
+    name = "clear_hp_grads" if hasattr(optimizer, "clear_hp_grads") else "zero_grad"
+    drop = getattr(optimizer, name)
+    seen: list[str] = []
+    done = not look
+
+    def look_and_drop(*args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        if optimizer.overflow and not done:
+            done = True
+            bad = _first_bad_gradient(engine.module)
+            seen.extend([bad] if bad else [])
+        return drop(*args, **kwargs)
+
+    with _replaced(optimizer, name, look_and_drop):
+        yield seen
+
+
+def _first_bad_gradient(model: nn.Module) -> str | None:
+    """Name of the first parameter whose gradient, of all ranks, is not finite; every rank must call it."""
+    from deepspeed.utils import safe_get_full_grad
+
+    for name, parameter in model.named_parameters():
+        gradient = safe_get_full_grad(parameter) if parameter.requires_grad else None
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            return name
+    return None
 
 
 def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,8 +12,8 @@ from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
 from framer.models.conditioning import model_inputs
-from framer.models.latents import LatentSpace
-from framer.objectives import FlowMatching
+from framer.models.latents import build_latents
+from framer.objectives import FlowMatching, NoisyBatch
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -32,44 +32,57 @@ class Losses(NamedTuple):
     """The weighted FRAMER loss, a scalar; 0 without FRAMER."""
 
 
-def compute_losses(
-    forward: Callable[..., Any],
-    model: SD3Transformer2DModel,
-    batch: Sample,
-    *,
-    config: TrainConfig,
-    latents: LatentSpace,
-    objective: FlowMatching,
-    framer: Framer | None,
-    device: torch.device,
-) -> Losses:
-    """Draws noise, runs the model once and computes both losses; with FRAMER a collective call.
+class ForwardPass:
+    """Takes batches through the model.
 
     Args:
-        forward: Runs the model: the engine around it, or the model itself.
-        model: The model, which tells the inputs' sizes and dtype.
-        batch: Samples with a leading batch axis.
+        model: The transformer, which tells the inputs' sizes and dtype.
         config: The run.
-        latents: The space that is diffused.
-        objective: The noise objective.
         framer: Captures the model's features; None without FRAMER.
         device: Where the model is.
     """
-    dtype = next(model.parameters()).dtype
-    upsampled = batch["lr_upsampled"].to(device)
-    noisy = objective.add_noise(
-        latents.encode(batch["hr"].to(device), upsampled), torch.as_tensor(batch["index"]).tolist(), config.seed
-    )
-    condition = latents.condition(upsampled).to(dtype)
-    inputs = model_inputs(
-        model, noisy.sample.to(dtype), condition, noisy.timesteps, text_tokens=config.model.text_tokens
-    )
-    out: FramerOutput | None = None
-    if framer is None:
-        output = forward(**inputs).sample
-    else:
-        with framer.capture():
-            output = forward(**inputs).sample
-        out = framer.loss(sample=noisy.sample, sigmas=noisy.sigmas)
-    noise_loss = objective.loss(output, noisy)
-    return Losses(inputs, out, noise_loss, noise_loss.new_zeros(()) if out is None else out.total)
+
+    def __init__(
+        self, model: SD3Transformer2DModel, config: TrainConfig, framer: Framer | None, device: torch.device
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._framer = framer
+        self._device = device
+        self._latents = build_latents(config.model)
+        self._objective = FlowMatching(config.objective)
+
+    def prepare(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Tensor]]:
+        """A batch with its noise, which depends on nothing but the samples' numbers, and the model's arguments.
+
+        Args:
+            batch: Samples with a leading batch axis.
+        """
+        dtype = next(self._model.parameters()).dtype
+        upsampled = batch["lr_upsampled"].to(self._device)
+        noisy = self._objective.add_noise(
+            self._latents.encode(batch["hr"].to(self._device), upsampled),
+            torch.as_tensor(batch["index"]).tolist(),
+            self._config.seed,
+        )
+        condition = self._latents.condition(upsampled).to(dtype)
+        tokens = self._config.model.text_tokens
+        return noisy, model_inputs(self._model, noisy.sample.to(dtype), condition, noisy.timesteps, text_tokens=tokens)
+
+    def losses(self, run: Callable[..., Any], batch: Sample) -> Losses:
+        """Runs the model once and computes both losses; with FRAMER a collective call.
+
+        Args:
+            run: Runs the model: the engine around it, or the model itself.
+            batch: Samples with a leading batch axis.
+        """
+        noisy, inputs = self.prepare(batch)
+        out: FramerOutput | None = None
+        if self._framer is None:
+            output = run(**inputs).sample
+        else:
+            with self._framer.capture():
+                output = run(**inputs).sample
+            out = self._framer.loss(sample=noisy.sample, sigmas=noisy.sigmas)
+        noise_loss = self._objective.loss(output, noisy)
+        return Losses(inputs, out, noise_loss, noise_loss.new_zeros(()) if out is None else out.total)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from framer.analysis.history import StepMetrics
 from framer.errors import UserError
 from framer.files import write_text
+from framer.training.hardware import MemoryUse
 from framer.training.trackers import Tracker
 
 
@@ -23,6 +24,11 @@ class StepTime(BaseModel):
         seconds: Wall time of the step.
         images_per_second: Samples of all ranks over that time.
         data_wait_fraction: Part of the time that the step waited for its batch.
+        tflops_per_rank: 1e12 floating-point operations of the model that a rank does a second:
+            ``model_flops_per_sample * images_per_second / ranks / 1e12``. The model's are those of one forward and
+            backward pass, without what checkpointing computes again and without the loss.
+        mfu: Model FLOPs utilisation, ``tflops_per_rank`` over the device's peak in the run's precision; None where that
+            is not known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,22 +36,55 @@ class StepTime(BaseModel):
     seconds: float
     images_per_second: float
     data_wait_fraction: float
+    tflops_per_rank: float | None = None
+    mfu: float | None = None
+
+    @classmethod
+    def of(
+        cls, *, seconds: float, waited: float, images: int, ranks: int, sample_flops: float | None, peak: float | None
+    ) -> StepTime:
+        """Figures of one step.
+
+        Args:
+            seconds: Wall time.
+            waited: Of that, waiting for data.
+            images: Samples of all ranks.
+            ranks: Number of ranks.
+            sample_flops: Floating-point operations of the model for one sample, forward and backward.
+            peak: Those that a rank's device can do a second; None where it is not known.
+        """
+        flops = None if sample_flops is None else sample_flops * images / ranks / seconds
+        return cls(
+            seconds=seconds,
+            images_per_second=images / seconds,
+            data_wait_fraction=waited / seconds,
+            tflops_per_rank=None if flops is None else flops / 1e12,
+            mfu=None if flops is None or peak is None else flops / peak,
+        )
 
 
 class TrainingStep(StepMetrics):
     """One line of ``metrics.jsonl``: what the plots read, and what one watches a run by.
 
     Attributes:
-        gradient_norm: Global norm before clipping.
+        gradient_norm: Global norm before clipping; not finite, null in JSON, where the step was skipped.
         learning_rate: Learning rate of the step.
         samples: Samples seen by all ranks so far.
+        skip_reason: Why the step was skipped, and where its numbers stopped being finite; None where it was taken.
+        skipped_steps: Steps skipped so far, those of the loss scale apart.
+        overflow_steps: Steps skipped so far to lower the loss scale of fp16.
         time: Timings.
+        memory: Memory of rank 0.
     """
 
-    gradient_norm: float
+    gradient_norm: float | None
     learning_rate: float
     samples: int
+    skip_reason: str | None = None
+    skipped_steps: int = 0
+    overflow_steps: int = 0
     time: StepTime
+    memory: MemoryUse | None = None
 
 
 class MetricsLog:
@@ -139,9 +178,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _scalars(metrics: TrainingStep) -> dict[str, float]:
-    values = metrics.model_dump(exclude={"step", "layers", "time"}, exclude_none=True)
+    values = metrics.model_dump(
+        exclude={"step", "layers", "time", "memory", "skipped", "skip_reason"}, exclude_none=True
+    )
     scalars = {f"train/{key}": float(value) for key, value in values.items()}
-    scalars |= {f"time/{key}": float(value) for key, value in metrics.time.model_dump().items()}
+    scalars |= {f"time/{key}": float(value) for key, value in metrics.time.model_dump(exclude_none=True).items()}
+    if metrics.memory is not None:
+        memory = metrics.memory.model_dump(exclude_none=True)
+        scalars |= {f"memory/{key}": float(value) for key, value in memory.items()}
     if metrics.layers is not None:
         layers = metrics.layers.model_dump()
         for i, name in enumerate(layers.pop("names")):

@@ -181,6 +181,9 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "steps": f"{step} of batch {batch}",
         "learning rate": f"{config.optimizer.lr:g}, {config.lr_scheduler.type}",
         "engine": f"DeepSpeed ZeRO {config.deepspeed.zero_stage}, {training.precision}, {ranks} rank(s)",
+        "weights shown and exported": f"average, decay {training.ema.decay:g}"
+        if training.ema.decay
+        else "the last ones",
         "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
         "seed": str(config.seed),
     }
@@ -196,7 +199,10 @@ def _notes(config: TrainConfig) -> list[str]:
         "heldout": "the bundled held-out photographs, on which nothing is trained or chosen",
         "validation": "the bundled validation photograph, on which settings are chosen",
     }.get(config.data.evaluation, f"the photographs in `{config.data.evaluation}`")
+    decay = config.training.ema.decay
+    average = "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
     return [
+        *([average.format(decay)] if decay is not None else []),
         f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "
         "again on the same kind of machine.",
         "`export/` is a diffusers folder: `SD3Transformer2DModel.from_pretrained` loads it without this package.",

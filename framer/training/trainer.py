@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,27 +27,37 @@ from framer.extras import require
 from framer.features.adapters import adapter_for
 from framer.files import write_text
 from framer.models.build import build_transformer, pretrained_folder
-from framer.models.latents import build_latents
 from framer.models.restoration import check_restoration
 from framer.models.trainable import freeze_the_rest, trainable_parameters
-from framer.objectives import FlowMatching
+from framer.planning.flops import model_flops_per_sample
 from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
 from framer.training.effective_config import effective_config
-from framer.training.engine import NonFiniteGradientError, check_engine, start_engine, step
+from framer.training.ema import Ema
+from framer.training.engine import StepOutcome, check_engine, start_engine, step
 from framer.training.evaluation import load_heldout, restore_heldout
 from framer.training.export import export_model
-from framer.training.forward import compute_losses
-from framer.training.health import NonFiniteLossError, first_non_finite_layer
+from framer.training.forward import ForwardPass
+from framer.training.hardware import memory_use, peak_flops
+from framer.training.health import (
+    NonFiniteLossError,
+    SkippedSteps,
+    first_non_finite_layer,
+    non_finite_weight,
+    spoiled_if_not_finite,
+)
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_step
 from framer.training.partitioning import build_partitioned_transformer
 from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
+from framer.training.stall import dead_workers_named, stall_warnings
 from framer.training.trackers import open_trackers
+from framer.training.watch import CollapseWatch
+from framer.training.watchdog import watch_ranks
 from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
@@ -62,8 +74,14 @@ class StepLosses(NamedTuple):
     framer_loss: Tensor
     layers: Tensor
     """``[6, N]``, in the order of ``LAYER_METRICS``; empty without FRAMER."""
-    gradient_norm: Tensor
-    """0 but in the last micro-step."""
+
+
+class MicroStep(NamedTuple):
+    """One forward and backward pass of this rank."""
+
+    losses: StepLosses
+    batch: Sample
+    outcome: StepOutcome
 
 
 class Trainer:
@@ -104,8 +122,6 @@ class Trainer:
         if config.model.compile_blocks:
             for block in adapter_for(self.model).blocks:
                 block.compile()
-        self.latents = build_latents(config.model)
-        self.objective = FlowMatching(config.objective)
         self.framer: Framer | None = None
         if config.framer.enabled:
             seed = derived_seed(config.seed, "negatives", config.framer.seed)
@@ -114,8 +130,16 @@ class Trainer:
                 config.framer.model_copy(update={"seed": seed}),
                 prediction_type=config.objective.prediction_type,
             )
+        self.forward = ForwardPass(self.model, config, self.framer, self.device)
+        average = config.training.ema
+        self.ema = Ema(self.engine, average) if average.decay is not None else None
         self.step = 0
         self.micro_steps = 0
+        self.skipped = SkippedSteps()
+        self.collapse = CollapseWatch()
+        # Rank 0 writes the metrics.
+        self.sample_flops = model_flops_per_sample(config) if self.rank == 0 else None
+        self.peak_flops = peak_flops(config)
         if resumed_from is not None:
             self._restore(resumed_from)
         on_rank_zero(self._write_settings)
@@ -136,7 +160,7 @@ class Trainer:
             The report's path.
 
         Raises:
-            NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
+            NonFiniteLossError: Weights are not finite, or too many steps in a row; the last checkpoint is intact.
             UserError: The disk is full.
         """
         settings = self.config.training
@@ -152,7 +176,7 @@ class Trainer:
                 if log is not None:
                     log.write(metrics)
                 progress.update()
-                progress.set_postfix(loss=f"{metrics.loss:.4f}")
+                progress.set_postfix(loss="skipped" if metrics.loss is None else f"{metrics.loss:.4f}")
                 last = self.step == settings.max_steps
                 if last or self.step % settings.checkpoint_steps == 0:
                     if log is not None:
@@ -199,68 +223,112 @@ class Trainer:
             group["lr"] = rate
         started = time.perf_counter()
         waited = 0.0
-        parts: list[StepLosses] = []
+        parts: list[MicroStep] = []
         for _ in range(settings.gradient_accumulation_steps):
             asked = time.perf_counter()
-            batch = next(batches)
+            with stall_warnings(self.config.health.stall_seconds, rank=self.rank, workers=self.config.data.workers):
+                batch = next(batches)
             waited += time.perf_counter() - asked
             parts.append(self._micro_step(batch))
             self.micro_steps += 1
         self.step += 1
-        losses = StepLosses(*(mean_over_ranks(torch.stack(values).mean(dim=0)) for values in zip(*parts, strict=True)))
+        outcome = parts[-1].outcome
+        losses = StepLosses(
+            *(
+                mean_over_ranks(torch.stack(values).mean(dim=0))
+                for values in zip(*(part.losses for part in parts), strict=True)
+            )
+        )
+        reason = self._count_skipped(parts, losses) if outcome.skipped else None
+        if not outcome.skipped:
+            self.skipped.consecutive = 0
+            if self.ema is not None:
+                self.ema.update()
         seconds = time.perf_counter() - started
         images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
+        taken = not outcome.skipped
+        layers = self._layer_metrics(losses.layers) if taken else None
+        warning = None if layers is None else self.collapse.observe(layers)
+        if warning is not None and self.rank == 0:
+            sys.stderr.write(f"\nwarning: step {self.step}: {warning}\n")
         return TrainingStep(
             step=self.step,
-            loss=float(losses.loss),
-            noise_loss=float(losses.noise_loss),
-            framer_loss=float(losses.framer_loss) if self.framer is not None else None,
-            gradient_norm=float(parts[-1].gradient_norm),
+            loss=float(losses.loss) if taken else None,
+            noise_loss=float(losses.noise_loss) if taken else None,
+            framer_loss=float(losses.framer_loss) if taken and self.framer is not None else None,
+            gradient_norm=outcome.gradient_norm,
             learning_rate=rate,
             samples=self.step * images,
-            layers=self._layer_metrics(losses.layers),
-            time=StepTime(seconds=seconds, images_per_second=images / seconds, data_wait_fraction=waited / seconds),
+            layers=layers,
+            skipped=outcome.skipped,
+            skip_reason=reason,
+            skipped_steps=self.skipped.total,
+            overflow_steps=self.skipped.overflows,
+            time=StepTime.of(
+                seconds=seconds,
+                waited=waited,
+                images=images,
+                ranks=self.world_size,
+                sample_flops=self.sample_flops,
+                peak=self.peak_flops,
+            ),
+            memory=memory_use(),
         )
 
-    def _micro_step(self, batch: Sample) -> StepLosses:
-        inputs, out, noise_loss, framer_loss = compute_losses(
-            self.engine,
-            self.model,
-            batch,
-            config=self.config,
-            latents=self.latents,
-            objective=self.objective,
-            framer=self.framer,
-            device=self.device,
-        )
+    def _micro_step(self, batch: Sample) -> MicroStep:
+        _, out, noise_loss, framer_loss = self.forward.losses(self.engine, batch)
         loss = noise_loss + framer_loss
-        if not math.isfinite(float(mean_over_ranks(loss.detach()))):
-            self._fail(inputs, float(noise_loss.detach()), float(framer_loss.detach()))
-        self.engine.backward(loss)
-        norm = torch.tensor(self._engine_step(), device=self.device)
+        self.engine.backward(spoiled_if_not_finite(loss))
+        outcome = step(self.engine)
         layers = torch.empty(0, device=self.device) if out is None else _mean_diagnostics(out)
-        return StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers, norm)
+        losses = StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers)
+        return MicroStep(losses, batch, outcome)
 
-    def _engine_step(self) -> float:
-        try:
-            return step(self.engine)
-        except NonFiniteGradientError as error:
+    def _count_skipped(self, parts: list[MicroStep], means: StepLosses) -> str:
+        """Counts the step that was just skipped; why it was.
+
+        Raises:
+            NonFiniteLossError: It is one too many, or no step can do better.
+        """
+        outcome = parts[-1].outcome
+        finite = math.isfinite(float(means.loss))
+        training = self.config.training
+        lowest = training.loss_scaling.min_scale if training.precision == "fp16" else math.inf
+        if self.skipped.count(finite_loss=finite, loss_scale=outcome.loss_scale, lowest_scale=lowest):
+            return f"the gradient overflows with the loss scale {outcome.loss_scale:g}, which is lowered"
+        if finite:
+            where = f"the first parameter with such a gradient is {outcome.bad_parameter or 'unknown'}"
+            reason = f"the gradient is not finite although the loss is; {where}"
+        else:
+            values = f"noise loss {float(means.noise_loss):g}, FRAMER loss {float(means.framer_loss):g}"
+            reason = f"the loss is not finite ({values}); {self._first_bad_layer(parts)}"
+        weight = non_finite_weight(self.model)
+        limit = self.config.health.max_skipped_steps
+        if weight is not None:
             raise NonFiniteLossError(
-                f"step {self.step + 1}: the gradient is not finite although the loss is ({error}). {self._advice()}"
-            ) from None
+                f"step {self.step}: {reason}; the weight {weight} is not finite itself. {self._advice()}"
+            )
+        if self.skipped.consecutive > limit:
+            many = f" {self.skipped.consecutive} steps in a row (health.max_skipped_steps {limit})." if limit else ""
+            raise NonFiniteLossError(f"step {self.step}: {reason}.{many} {self._advice()}")
+        if self.rank == 0:
+            sys.stderr.write(
+                f"\nstep {self.step} skipped: {reason} ({self.skipped.consecutive} in a row, at most {limit}; "
+                f"{self.skipped.total} in all)\n"
+            )
+        return reason
+
+    def _first_bad_layer(self, parts: list[MicroStep]) -> str:
+        losses = mean_over_ranks(torch.stack([part.losses.loss for part in parts]))
+        bad = int(torch.isfinite(losses).logical_not().int().argmax())
+        _, inputs = self.forward.prepare(parts[bad].batch)
+        layer = first_non_finite_layer(self.model, inputs)
+        return f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
 
     def _advice(self) -> str:
         saved = checkpoints.find_checkpoints(self.folder.checkpoints)
         last = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
         return f"Try a lower optimizer.lr or training.gradient_clipping; {last}."
-
-    def _fail(self, inputs: dict[str, Tensor], noise_loss: float, framer_loss: float) -> None:
-        layer = first_non_finite_layer(self.model, inputs)
-        where = f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
-        raise NonFiniteLossError(
-            f"step {self.step + 1}: the loss is not finite (noise loss {noise_loss:g}, FRAMER loss "
-            f"{framer_loss:g}); {where}. {self._advice()}"
-        )
 
     def _layer_metrics(self, layers: Tensor) -> LayerMetrics | None:
         if self.framer is None:
@@ -289,25 +357,45 @@ class Trainer:
             config=self.config.model_dump(mode="json"),
             # Through JSON and back, so that it equals what a checkpoint's file says.
             model=json.loads(json.dumps({k: v for k, v in self.model.config.items() if not k.startswith("_")})),
+            skipped=self.skipped.state_dict(),
         )
 
     def _save(self) -> None:
         checkpoints.save_checkpoint(
-            self.engine, self.folder.checkpoints, self._state(), kept=self.config.training.checkpoints_kept
+            self.engine,
+            self.folder.checkpoints,
+            self._state(),
+            kept=self.config.training.checkpoints_kept,
+            rank_state=self._rank_state(),
         )
 
     def _restore(self, path: Path) -> None:
-        state = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
+        state, rank_state = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
         if state.step > self.config.training.max_steps:
             raise UserError(
                 f"{path} has taken {state.step} steps, more than training.max_steps {self.config.training.max_steps}"
             )
         self.step, self.micro_steps = state.step, state.micro_steps
+        self.skipped = SkippedSteps(**state.skipped)
         if self.framer is not None and state.framer:
             self.framer.load_state_dict(state.framer)
+        self._load_rank_state(rank_state)
+
+    def _rank_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of this rank alone."""
+        return {} if self.ema is None else {"ema": self.ema.state_dict()}
+
+    def _load_rank_state(self, state: dict[str, Any]) -> None:
+        if self.ema is not None:
+            self.ema.load_state_dict(state.get("ema", {}))
+
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """The average of the weights in the model's place, where there is one; every rank must enter and leave."""
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def _write_samples(self, log: MetricsLog | None) -> None:
-        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+        with self._evaluated_weights():
+            evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
         if self.rank == 0:
             write_samples(self.folder, evaluated, step=self.step)
             self._show_samples(log)
@@ -317,18 +405,20 @@ class Trainer:
             log.write_image("samples", self.folder.sample_sheet(self.step), step=self.step)
 
     def _finish(self, log: MetricsLog | None) -> Path:
-        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
-        export_model(self.engine, self.config, self.folder.export)
-        report = write_run_report(
-            self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
-        )
+        with self._evaluated_weights():
+            evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+            export_model(self.engine, self.config, self.folder.export)
+            report = write_run_report(
+                self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
+            )
         self._show_samples(log)
         return report
 
 
 def train(config: TrainConfig) -> Path:
     """Trains as the configuration says; the report's path."""
-    return Trainer(config).train()
+    with watch_ranks(config), dead_workers_named():
+        return Trainer(config).train()
 
 
 def _mean_diagnostics(out: FramerOutput) -> Tensor:

@@ -126,13 +126,15 @@ def test_a_disk_without_space(
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 0), ("fp32", 2), ("bf16", 2)])
-def test_the_estimate_of_a_checkpoint(tmp_path: Path, precision: str, zero_stage: int) -> None:
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "decay"), [("fp32", 0, None), ("fp32", 2, None), ("bf16", 2, None), ("fp32", 2, 0.9)]
+)
+def test_the_estimate_of_a_checkpoint(tmp_path: Path, precision: str, zero_stage: int, decay: float | None) -> None:
     sections = {
         **TINY,
         "output_dir": str(tmp_path / "run"),
         "model": {"architecture": {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32}},
-        "training": {"max_steps": 1, "batch_size": 2, "precision": precision},
+        "training": {"max_steps": 1, "batch_size": 2, "precision": precision, "ema": {"decay": decay}},
         "deepspeed": {"zero_stage": zero_stage},
     }
     trainer = Trainer(build_config(TrainConfig, sections, source="test"))

@@ -9,6 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from framer.analysis.history import LayerMetrics, read_metrics
+from framer.analysis.losses import plot_losses
+from framer.analysis.weights import early_and_late_modulation
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_step
@@ -146,10 +148,33 @@ def test_tensorboard_shows_every_number(path: Path, tmp_path: Path) -> None:
     expected = {
         f"train/{key}" for key in ("loss", "noise_loss", "framer_loss", "gradient_norm", "learning_rate", "samples")
     }
+    expected |= {"train/skipped_steps", "train/overflow_steps"}
     expected |= {f"time/{key}" for key in ("seconds", "images_per_second", "data_wait_fraction")}
     diagnostics = ("weight_lf", "weight_hf", "align_lf", "align_hf", "intra", "inter")
     expected |= {f"framer_{key}/{layer}" for key in diagnostics for layer in LAYERS.names}
     assert set(found) == expected
+
+
+def test_a_skipped_step_has_no_losses_and_says_why(path: Path, tmp_path: Path) -> None:
+    nothing = {"loss": None, "noise_loss": None, "framer_loss": None, "layers": None, "gradient_norm": math.inf}
+    skipped = {"skipped": True, "skip_reason": "the loss is not finite", "skipped_steps": 1}
+    log = MetricsLog(path, trackers=[TensorBoardTracker(tmp_path / "tb", CONFIG, start_step=0)], start_step=0)
+    log.write(record(1))
+    log.write(record(2).model_copy(update=nothing | skipped))
+    log.write(record(3).model_copy(update={"skipped_steps": 1}))
+    log.close()
+    line = json.loads(path.read_text().splitlines()[1], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert line["loss"] is line["gradient_norm"] is line["layers"] is None
+    assert line["skipped"] is True
+    assert line["skip_reason"] == "the loss is not finite"
+    assert [step.skipped for step in read_metrics(path)] == [False, True, False]
+    shown = scalars(tmp_path / "tb")
+    assert shown["train/loss"] == [(1, 1.5), (3, 1.5)]
+    assert shown["train/skipped_steps"] == [(1, 0.0), (2, 1.0), (3, 1.0)]
+    caption = plot_losses(tmp_path / "losses.png", read_metrics(path))
+    assert "1 skipped steps are left out" in caption
+    early, late = early_and_late_modulation(read_metrics(path))
+    assert (early.last_step, late.first_step) == (1, 3)
 
 
 def test_tensorboard_without_framer_has_no_framer_numbers(path: Path, tmp_path: Path) -> None:

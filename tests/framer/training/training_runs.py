@@ -122,6 +122,6 @@ def train_on_ranks(world_size: int, configs: list[Path]) -> None:
 
 
 def read_steps(folder: Path) -> list[dict[str, Any]]:
-    """The run's metrics without their timings."""
+    """The run's metrics without their timings and memory."""
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in ("time", "memory")} for line in lines]
