@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -32,13 +32,16 @@ def build_partitioned_transformer(config: TrainConfig) -> SD3Transformer2DModel:
     deepspeed = require("deepspeed", extra="train")
     accelerator = require("deepspeed.accelerator", extra="train").get_accelerator()
     settings, dtype = engine_config(config), COMPUTE_DTYPES[config.training.precision]
+    swapper: Any = None  # with its buffers of gigabytes, one for all modules
 
     def partition(module: nn.Module) -> None:
+        nonlocal swapper
         own = nn.Module()  # Init takes a module with all its children, some of which may not be made yet
         for name, parameter in module.named_parameters(recurse=False):
             parameter.data = parameter.data.to(dtype)
             own.register_parameter(name, parameter)
-        deepspeed.zero.Init(module=own, config_dict_or_path=settings, dtype=dtype)
+        init = deepspeed.zero.Init(module=own, config_dict_or_path=settings, dtype=dtype, param_swapper=swapper)
+        swapper = init.param_swapper
 
     model = build_transformer_by_module(config.model, seed=config.seed, fill=dist.get_rank() == 0, place=partition)
     for buffer in model.buffers():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import psutil
 import pytest
@@ -14,6 +12,7 @@ from training_runs import TINY
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
+from framer.training import trainer as trainer_module
 from framer.training.hardware import data_sheet_flops, memory_use, peak_flops
 from framer.training.metrics import StepTime
 from framer.training.trainer import Trainer
@@ -88,10 +87,7 @@ def test_memory_is_the_processs_own() -> None:
 
 
 def test_the_metrics_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flops = ModuleType("framer.planning.flops")
-    flops.model_flops_per_sample = lambda config: 3e9  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "framer.planning", ModuleType("framer.planning"))
-    monkeypatch.setitem(sys.modules, "framer.planning.flops", flops)
+    monkeypatch.setattr(trainer_module, "model_flops_per_sample", lambda config: 3e9)
     training = {**TINY["training"], "max_steps": 1}
     sections = {**TINY, "output_dir": str(tmp_path), "training": training, "health": {"peak_tflops": 0.5}}
     Trainer(build_config(TrainConfig, sections, source="test")).train()
