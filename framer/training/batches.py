@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from framer.data.images import find_images
 from framer.data.photographs import bundled_photographs
 from framer.data.stream import StreamSampler
 from framer.errors import UserError
+from framer.training.preemption import ignore_in_worker
 
 
 def build_dataset(config: TrainConfig) -> RealISRDataset:
@@ -66,7 +66,7 @@ def stream_batches(
         batch_sampler=sampler,
         num_workers=config.data.workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         # Without it the loader would draw from the global generator, which a checkpoint restores.
         generator=torch.Generator(),
     )
@@ -80,6 +80,6 @@ def stream_batches(
         raise UserError(lines[-1].partition(": ")[2]) from None
 
 
-def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches the workers too; the trainer ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C and a scheduler's signals reach the workers too; the trainer ends them.
+    ignore_in_worker()

@@ -244,13 +244,12 @@ def _master_names(engine: DeepSpeedEngine) -> dict[str, Any]:
 
 def _random_state() -> dict[str, Any]:
     # For layers that draw numbers themselves, such as dropout, and whatever else draws from global generators.
-    python_version, python_words, python_gauss = random.getstate()
-    numpy = np.random.get_state(legacy=False)
-    words = numpy["state"]["key"].astype(np.int64)  # type: ignore[call-overload,index]
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global generator is the one that others draw from)
     state = {
         "cpu": torch.get_rng_state(),
-        "python": [python_version, list(python_words), python_gauss],
-        "numpy": {**numpy, "state": {"key": torch.from_numpy(words), "pos": int(numpy["state"]["pos"])}},  # type: ignore[dict-item,call-overload,index]
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), [int(key) for key in keys], *rest],
     }
     return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
@@ -259,9 +258,8 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    numpy = state["numpy"]
-    key = numpy["state"]["key"].numpy().astype(np.uint32)
-    np.random.set_state({**numpy, "state": {"key": key, "pos": numpy["state"]["pos"]}})
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
@@ -312,8 +310,8 @@ def choose_checkpoint(resume: str, folder: Path) -> Path | None:
     if resume not in ("auto", "never") and Path(resume) in damaged:
         raise UserError(f"training.resume: the checkpoint is damaged: {described}")
     raise UserError(
-        f"no checkpoint of this run is whole: {described}. Nothing was changed. Put a good copy back, or start anew with "
-        "training.resume=never and another output_dir"
+        f"no checkpoint of this run is whole: {described}. Nothing was changed. Put a good copy back, or start "
+        "anew with training.resume=never and another output_dir"
     )
 
 
@@ -440,8 +438,8 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, *, expected: Trai
             _set_random_state(random_state)
         elif rank_state:
             failure = (
-                f"it was saved by {state.world_size} ranks, this run has {expected.world_size}, and {sorted(rank_state)} "
-                "cannot be shared out anew; start as many ranks"
+                f"it was saved by {state.world_size} ranks, this run has {expected.world_size}, and "
+                f"{', '.join(rank_state)} cannot be shared out anew; start as many ranks"
             )
     except Exception as error:  # whatever an unreadable file makes the unpickler raise
         failure = f"{type(error).__name__}: {error}"
@@ -473,13 +471,14 @@ def _check_same_run(checkpoint: Path, state: TrainerState, expected: TrainerStat
     ]
     if differing:
         raise UserError(f"{checkpoint} is of another model: {', '.join(differing)}")
-    changeable = _CHANGEABLE
+    changeable: tuple[str, ...] = _CHANGEABLE
     if state.world_size != expected.world_size:
         if state.step_samples != expected.step_samples:
             raise UserError(
                 f"{checkpoint} was saved by {state.world_size} ranks, which took {state.step_samples} samples a step; "
-                f"this run has {expected.world_size} and would take {expected.step_samples}. Set training.batch_size and "
-                f"training.gradient_accumulation_steps so that they make {state.step_samples}, or start as many ranks"
+                f"this run has {expected.world_size} and would take {expected.step_samples}. Set training.batch_size "
+                f"and training.gradient_accumulation_steps so that they make {state.step_samples}, or start as many "
+                "ranks"
             )
         changeable += _CHANGEABLE_WITH_RANKS
     before, now = _flat(state.config), _flat(expected.config)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -58,7 +58,7 @@ class CheckpointWriter:
                 self._snapshots.append((name, snapshot))
                 return
             with self._open(name) as file:
-                torch.save(state, file)
+                torch.save(state, cast(IO[bytes], file))
 
     def add_present(self, name: str) -> None:
         """Takes in a file that someone else has written.
@@ -120,7 +120,7 @@ class CheckpointWriter:
             yield
         except Exception as error:  # whatever a full or failing disk raises
             if self._error is None:
-                self._error = f"{name}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+                self._error = f"{name}: {getattr(error, 'strerror', None) or repr(error)}"
 
 
 class _EngineFiles:

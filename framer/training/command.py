@@ -21,11 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains as the configuration file says; the exit status."""
+    """Trains as the configuration file says; the exit status: 75 where a scheduler stopped the run."""
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.training.preemption import EXIT_PREEMPTED, PreemptedError
     from framer.training.trainer import train
 
-    report = train(config)
+    try:
+        report = train(config)
+    except PreemptedError as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return EXIT_PREEMPTED
     sys.stdout.write(f"report: {report}\n")
     return 0
 

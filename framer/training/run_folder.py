@@ -39,6 +39,10 @@ class RunFolder:
         """Sample sheets and the evaluation's numbers."""
         return self.root / "samples"
 
+    def sample_table(self, step: int) -> Path:
+        """The evaluation's numbers after ``step`` steps; written after the sheet."""
+        return self.samples / f"step-{step:08d}.json"
+
     @property
     def plots(self) -> Path:
         """Figures of the report."""

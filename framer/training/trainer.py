@@ -30,11 +30,12 @@ from framer.seeding import derived_seed
 from framer.training import checkpoint as checkpoints
 from framer.training.batches import build_dataset, stream_batches
 from framer.training.engine import NonFiniteGradientError, start_engine, step
-from framer.training.evaluation import load_heldout, restore_heldout
+from framer.training.evaluation import Evaluated, load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.health import NonFiniteLossError, first_non_finite_layer
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep
-from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
+from framer.training.preemption import PreemptedError, Preemption
+from framer.training.ranks import max_over_ranks, mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
@@ -82,7 +83,8 @@ class Trainer:
         _check_tokens(transformer, config)
         start_distributed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        resumed_from = on_rank_zero(self._prepare_folder)
+        on_rank_zero(self._prepare_folder)
+        resumed_from = checkpoints.choose_checkpoint(config.training.resume, self.folder.checkpoints)
         torch.manual_seed(derived_seed(config.seed, "rank", self.rank))
         self.engine = start_engine(transformer, config)
         self.device = torch.device(self.engine.device)
@@ -99,16 +101,18 @@ class Trainer:
                 config.framer.model_copy(update={"seed": seed}),
                 prediction_type=config.objective.prediction_type,
             )
+        self.checkpointer = checkpoints.Checkpointer(self.folder.checkpoints, config.training)
+        self.preemption = Preemption()
         self.step = 0
         self.micro_steps = 0
+        self.saved_step = 0
         if resumed_from is not None:
             self._restore(resumed_from)
         on_rank_zero(lambda: write_text(self.folder.config, save_config(config)))
 
-    def _prepare_folder(self) -> Path | None:
+    def _prepare_folder(self) -> None:
         self.folder.create()
         checkpoints.clear_unfinished(self.folder.checkpoints)
-        return checkpoints.choose_checkpoint(self.config.training.resume, self.folder.checkpoints)
 
     def train(self) -> Path:
         """Takes the remaining steps, then exports the model and writes the report.
@@ -118,8 +122,14 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: The loss is not finite; the last checkpoint is intact.
+            PreemptedError: A scheduler asked the run to stop; it is saved.
             UserError: The disk is full.
         """
+        with self.preemption:
+            self._take_steps()
+            return self._finish()
+
+    def _take_steps(self) -> None:
         settings = self.config.training
         batches = stream_batches(
             self.dataset,
@@ -135,6 +145,7 @@ class Trainer:
         )
         self.model.train()
         try:
+            self._write_missed_samples()
             while self.step < settings.max_steps:
                 metrics = self._optimizer_step(batches)
                 if log is not None:
@@ -142,17 +153,19 @@ class Trainer:
                 progress.update()
                 progress.set_postfix(loss=f"{metrics.loss:.4f}")
                 last = self.step == settings.max_steps
-                if last or self.step % settings.checkpoint_steps == 0:
+                stopped_by = self._agree()
+                if last or stopped_by or self.step % settings.checkpoint_steps == 0:
                     if log is not None:
                         log.sync()
                     self._save()
-                if not last and settings.sample_steps and self.step % settings.sample_steps == 0:
+                if stopped_by:
+                    self._stop(stopped_by)
+                if self._samples_due():
                     self._write_samples()
         finally:
             progress.close()
             if log is not None:
                 log.close()
-        return self._finish()
 
     def _optimizer_step(self, batches: Iterator[Sample]) -> TrainingStep:
         settings = self.config.training
@@ -266,28 +279,60 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        checkpoints.save_checkpoint(
-            self.engine, self.folder.checkpoints, self._state(), kept=self.config.training.checkpoints_kept
-        )
+        self.checkpointer.save(self.engine, self._state())
+        self.saved_step = self.step
+
+    def _agree(self) -> int:
+        """The signal that any rank was sent, or 0; also publishes a checkpoint that all ranks have written by now."""
+        signal, busy = max_over_ranks([self.preemption.pending, int(self.checkpointer.busy)], self.device)
+        if not busy:
+            self.checkpointer.finish()
+        return signal
+
+    def _stop_if_asked(self) -> None:
+        stopped_by = self._agree()
+        if stopped_by:
+            self._stop(stopped_by)
+
+    def _stop(self, signal: int) -> None:
+        if self.saved_step != self.step:
+            self._save()
+        self.checkpointer.finish()
+        raise PreemptedError(signal, self.step)
 
     def _restore(self, path: Path) -> None:
-        state = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
+        state, _ = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
         if state.step > self.config.training.max_steps:
             raise UserError(
                 f"{path} has taken {state.step} steps, more than training.max_steps {self.config.training.max_steps}"
             )
-        self.step, self.micro_steps = state.step, state.micro_steps
+        self.step, self.micro_steps, self.saved_step = state.step, state.micro_steps, state.step
         if self.framer is not None and state.framer:
             self.framer.load_state_dict(state.framer)
 
+    def _samples_due(self) -> bool:
+        every, last = self.config.training.sample_steps, self.step == self.config.training.max_steps
+        return every > 0 and self.step > 0 and self.step % every == 0 and not last
+
+    def _write_missed_samples(self) -> None:
+        """Writes those of the step resumed from, where the run was stopped before it could."""
+        if self._samples_due() and not on_rank_zero(lambda: self.folder.sample_table(self.step).is_file()):
+            self._write_samples()
+
     def _write_samples(self) -> None:
-        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+        evaluated = self._evaluate()
         if self.rank == 0:
             write_samples(self.folder, evaluated, step=self.step)
 
+    def _evaluate(self) -> Evaluated:
+        return restore_heldout(self.model, self.heldout, self.config, self.device, before_each=self._stop_if_asked)
+
     def _finish(self) -> Path:
-        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+        self.checkpointer.finish()
+        evaluated = self._evaluate()
+        self._stop_if_asked()
         export_model(self.engine, self.config, self.folder.export)
+        self._stop_if_asked()
         return write_run_report(
             self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
         )

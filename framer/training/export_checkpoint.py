@@ -1,0 +1,120 @@
+"""The command ``framer export``: a checkpoint as a diffusers folder, without GPUs and without starting ranks."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framer.errors import UserError
+
+HELP = "Write a checkpoint's transformer as a folder that diffusers loads."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("checkpoint", type=Path, help="for example runs/quickstart/checkpoints/step-00000300")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder; must not exist")
+    parser.add_argument(
+        "--dtype", choices=["fp32", "bf16", "fp16"], help="precision of the weights; training.export_dtype by default"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exports; the exit status."""
+    export_checkpoint(arguments.checkpoint, arguments.output, dtype=arguments.dtype)
+    sys.stdout.write(f"export: {arguments.output}\n")
+    return 0
+
+
+def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = None) -> None:
+    """Writes what the run that saved the checkpoint would export at its step.
+
+    In runs of half precision the weights are the optimizer's float32 master copy.
+
+    Args:
+        checkpoint: Of any ZeRO stage and number of ranks; verified first.
+        folder: Made.
+        dtype: ``fp32``, ``bf16`` or ``fp16``; None: the run's ``training.export_dtype``.
+
+    Raises:
+        UserError: The checkpoint is damaged or of another version, or the folder exists or cannot be written to.
+    """
+    from diffusers import SD3Transformer2DModel
+
+    from framer.config.loading import build_config
+    from framer.config.training import TrainConfig
+    from framer.training.checkpoint import STATE_FILE, read_state
+    from framer.training.export import DTYPES, write_export
+    from framer.training.manifest import find_damage, read_manifest
+
+    if folder.exists():
+        raise UserError(f"{folder} exists; name a new folder")
+    if not checkpoint.is_dir():
+        raise UserError(f"{checkpoint} is not a checkpoint folder")
+    try:
+        damage = find_damage(checkpoint, read_manifest(checkpoint))
+    except ValueError as error:
+        damage = [str(error)]
+    if damage:
+        raise UserError(f"{checkpoint} is damaged: {', '.join(damage)}")
+    state = read_state(checkpoint)
+    config = build_config(TrainConfig, state.config, source=str(checkpoint / STATE_FILE))
+    wanted = DTYPES[dtype or config.training.export_dtype]
+    try:
+        weights = {name: value.to(wanted, copy=True) for name, value in checkpoint_weights(checkpoint)}
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read the weights of {checkpoint}: {type(error).__name__}: {error}") from error
+    with torch.device("meta"):
+        model = SD3Transformer2DModel.from_config(state.model)
+    write_export(model, weights, config, folder)
+
+
+def checkpoint_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the transformer's parameters and buffers on the CPU, float32 where a master copy was saved.
+
+    Args:
+        checkpoint: Of any ZeRO stage and number of ranks. Its files are pickles: trusted.
+
+    Raises:
+        OSError: A file is missing or cannot be read.
+        RuntimeError: Files do not fit together.
+        ValueError: As RuntimeError.
+    """
+    whole = checkpoint / "mp_rank_00_model_states.pt"
+    if any(checkpoint.glob("*_optim_states.pt")):
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        # It reports its progress with print and a bar.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name, lazy_mode=True)
+        for name in list(lazy):
+            yield name, lazy.pop(name).contiguous()
+        return
+    content = torch.load(whole, map_location="cpu", mmap=True, weights_only=False)
+    masters = dict(_master_weights(content))
+    for name, value in content["module"].items():
+        yield name, masters.get(name, value)
+
+
+def _master_weights(content: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Stage 0 in half precision: each group's float32 weights, flattened into one tensor or not."""
+    from framer.training.checkpoint import MASTER_NAMES
+
+    if MASTER_NAMES not in content:
+        return
+    optimizer = content["optimizer"]
+    groups = optimizer["fp32_groups"] if "fp32_groups" in optimizer else optimizer["fp32_groups_flat"]
+    for names, group in zip(content[MASTER_NAMES], groups, strict=True):
+        flat = group.detach() if torch.is_tensor(group) else torch.cat([part.detach().flatten() for part in group])
+        shapes = [content["module"][name].shape for name in names]
+        parts = flat.split([shape.numel() for shape in shapes])
+        for name, shape, part in zip(names, shapes, parts, strict=True):
+            yield name, part.view(shape)

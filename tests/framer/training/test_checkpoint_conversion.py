@@ -1,0 +1,104 @@
+"""Checkpoints taken elsewhere: to another number of ranks, and to a diffusers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import read_steps, tiny_config, train_on_ranks
+
+from framer import cli
+
+BATCH = 4
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PRECISIONS = ("fp32", "bf16")
+# Ranks that saved, ranks that go on, ZeRO stage, precision.
+MOVES = [
+    (2, 1, 0, "fp32"),
+    (2, 1, 1, "fp32"),
+    (2, 1, 2, "fp32"),
+    (2, 1, 3, "fp32"),
+    (2, 1, 0, "bf16"),
+    (2, 1, 2, "bf16"),
+    (2, 1, 3, "bf16"),
+    (1, 2, 0, "fp32"),
+    (1, 2, 1, "fp32"),
+    (1, 2, 2, "fp32"),
+    (1, 2, 3, "fp32"),
+    (1, 2, 1, "bf16"),
+]
+
+
+def _settings(stage: int, precision: str, ranks: int, max_steps: int) -> dict[str, Any]:
+    training = {"precision": precision, "batch_size": BATCH // ranks, "max_steps": max_steps, "checkpoint_steps": 2}
+    return {"training": training, "deepspeed": {"zero_stage": stage}}
+
+
+def _name(move: tuple[int, int, int, str]) -> str:
+    return "{}-to-{}-zero{}-{}".format(*move)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moves")
+    # Stage 3 last: it changes how the whole process rounds.
+    moves = sorted(MOVES, key=lambda move: move[2])
+    started: dict[int, list[Path]] = {1: [], 2: []}
+    for precision in PRECISIONS:
+        started[1].insert(0, tiny_config(folder / precision, **_settings(0, precision, 1, 4)))
+    for move in moves:
+        before, _, stage, precision = move
+        started[before].append(tiny_config(folder / _name(move), **_settings(stage, precision, before, 2)))
+    for ranks, configs in started.items():
+        train_on_ranks(ranks, configs)
+    for ranks in (1, 2):
+        configs = []
+        for move in moves:
+            _, after, stage, precision = move
+            if after == ranks:
+                configs.append(tiny_config(folder / _name(move), **_settings(stage, precision, after, 4)))
+        train_on_ranks(ranks, configs)
+    return folder
+
+
+@pytest.mark.parametrize("move", MOVES, ids=_name)
+def test_goes_on_with_another_number_of_ranks(runs: Path, move: tuple[int, int, int, str]) -> None:
+    tolerance = 2e-4 if move[3] == "fp32" else 2e-2
+    steps, expected = read_steps(runs / _name(move)), read_steps(runs / move[3])
+    assert [step["samples"] for step in steps] == [step["samples"] for step in expected]
+    for step, other in zip(steps, expected, strict=True):
+        for key in ("loss", "noise_loss", "framer_loss", "gradient_norm"):
+            assert step[key] == pytest.approx(other[key], rel=tolerance), (step["step"], key)
+    weights, others = (load_file(runs / name / "run/export" / WEIGHTS) for name in (_name(move), move[3]))
+    for key, value in weights.items():
+        assert (value - others[key]).abs().mean() < tolerance, key
+    assert not list((runs / _name(move) / "run/checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("move", MOVES, ids=_name)
+def test_export_of_a_checkpoint_equals_the_run_s(runs: Path, move: tuple[int, int, int, str], tmp_path: Path) -> None:
+    run = runs / _name(move) / "run"
+    assert cli.main(["export", str(run / "checkpoints/step-00000004"), "-o", str(tmp_path / "export")]) == 0
+    names = sorted(path.name for path in (run / "export").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "export").iterdir())
+    for name in names:
+        assert (tmp_path / "export" / name).read_bytes() == (run / "export" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_export_in_another_precision(runs: Path, tmp_path: Path, dtype: str) -> None:
+    run = runs / _name((1, 2, 1, "bf16")) / "run"
+    checkpoint = str(run / "checkpoints/step-00000004")
+    assert cli.main(["export", checkpoint, "-o", str(tmp_path / "export"), "--dtype", dtype]) == 0
+    weights, master = load_file(tmp_path / "export" / WEIGHTS), load_file(run / "export" / WEIGHTS)
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    assert all(torch.equal(value, master[key].to(wanted)) for key, value in weights.items())
+    assert {value.dtype for value in weights.values()} == {wanted}
+
+
+def test_master_weights_are_exported_not_the_rounded_ones(runs: Path) -> None:
+    weights = load_file(runs / "bf16/run/export" / WEIGHTS)
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())
