@@ -115,6 +115,6 @@ def _master_weights(content: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for names, group in zip(content[MASTER_NAMES], groups, strict=True):
         flat = group.detach() if torch.is_tensor(group) else torch.cat([part.detach().flatten() for part in group])
         shapes = [content["module"][name].shape for name in names]
-        parts = flat.split([shape.numel() for shape in shapes])
+        parts = flat.split_with_sizes([shape.numel() for shape in shapes])
         for name, shape, part in zip(names, shapes, parts, strict=True):
             yield name, part.view(shape)

@@ -52,8 +52,8 @@ def _environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
 
 
-def start_training(*arguments: str) -> subprocess.Popen[str]:
-    """Starts ``train.py`` as a single process."""
+def start_training(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
+    """Starts ``train.py`` as a single process, in a process group of its own if asked for."""
     environment = _environment()
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
@@ -64,6 +64,7 @@ def start_training(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
     )
 
 
