@@ -30,6 +30,7 @@ from framer.training.manifest import (
     total_size,
     write_manifest,
 )
+from framer.training.masters import whole_masters
 from framer.training.ranks import gather_objects, on_rank_zero, raise_on_all_ranks
 from framer.training.universal import load_universal
 
@@ -237,9 +238,8 @@ def _megabytes(size: int) -> str:
 
 def _master_names(engine: DeepSpeedEngine) -> dict[str, Any]:
     """Names of master weights where DeepSpeed saves them without."""
-    if engine.zero_optimization() or not hasattr(engine.optimizer, "fp16_groups"):
-        return {}
-    return {MASTER_NAMES: [[engine.param_names[p] for p in group] for group in engine.optimizer.fp16_groups]}
+    names = [[engine.param_names[p] for p in parameters] for parameters, _ in whole_masters(engine)]
+    return {MASTER_NAMES: names} if names else {}
 
 
 def _random_state() -> dict[str, Any]:

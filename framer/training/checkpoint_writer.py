@@ -126,8 +126,9 @@ class CheckpointWriter:
 class _EngineFiles:
     """DeepSpeed's checkpoint engine with its writing replaced."""
 
-    def __init__(self, inner: Any, writer: CheckpointWriter, folder: Path) -> None:
+    def __init__(self, inner: Any, writer: CheckpointWriter, folder: Path, zero_stage: int) -> None:
         self._inner = inner
+        self._zero_stage = zero_stage
         self._writer = writer
         self._folder = folder
 
@@ -137,7 +138,11 @@ class _EngineFiles:
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         self._writer.make_folder(path, exist_ok=exist_ok)
 
-    def save(self, state_dict: Any, path: str) -> None:
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        optimizer = state_dict.get("optimizer_state_dict")
+        if optimizer is not None:
+            # The bf16 optimizer of stage 1 leaves it out, and DeepSpeed's conversions ask for it.
+            optimizer.setdefault("zero_stage", self._zero_stage)
         self._writer.add(str(Path(path).relative_to(self._folder)), state_dict)
 
 
@@ -153,7 +158,7 @@ def saving_through(engine: DeepSpeedEngine, writer: CheckpointWriter, folder: Pa
         folder: The checkpoint's folder.
     """
     inner = engine.checkpoint_engine
-    engine.checkpoint_engine = _EngineFiles(inner, writer, folder)
+    engine.checkpoint_engine = _EngineFiles(inner, writer, folder, engine.zero_optimization_stage())
     # DeepSpeed leaves scripts beside the checkpoints, which no manifest covers; `framer export` does what they do.
     engine._copy_recovery_script = lambda _: None
     try:

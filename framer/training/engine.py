@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.extras import require
+from framer.training.masters import whole_masters
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -119,7 +120,9 @@ def master_weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     parameters = dict(engine.module.named_parameters())
+    # What the function above does not know of.
+    whole = {p: master for group in whole_masters(engine) for p, master in zip(*group, strict=True)}
     for name, value in gathered_parameters(engine.module):
         parameter = parameters.get(name)
-        master = safe_get_full_fp32_param(parameter) if parameter is not None else None
+        master = None if parameter is None else whole.get(parameter, safe_get_full_fp32_param(parameter))
         yield name, value if master is None else master.detach()

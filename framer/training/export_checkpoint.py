@@ -105,16 +105,13 @@ def checkpoint_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _master_weights(content: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Stage 0 in half precision: each group's float32 weights, flattened into one tensor or not."""
+    """Stage 0 in half precision."""
     from framer.training.checkpoint import MASTER_NAMES
+    from framer.training.masters import split_group
 
     if MASTER_NAMES not in content:
         return
     optimizer = content["optimizer"]
     groups = optimizer["fp32_groups"] if "fp32_groups" in optimizer else optimizer["fp32_groups_flat"]
     for names, group in zip(content[MASTER_NAMES], groups, strict=True):
-        flat = group.detach() if torch.is_tensor(group) else torch.cat([part.detach().flatten() for part in group])
-        shapes = [content["module"][name].shape for name in names]
-        parts = flat.split_with_sizes([shape.numel() for shape in shapes])
-        for name, shape, part in zip(names, shapes, parts, strict=True):
-            yield name, part.view(shape)
+        yield from zip(names, split_group(group, [content["module"][name].shape for name in names]), strict=True)
