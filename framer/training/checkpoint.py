@@ -412,13 +412,16 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise UserError(f"{STATE_FILE} in {checkpoint} is damaged: {reason}") from None
 
 
-def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, *, expected: TrainerState) -> LoadedCheckpoint:
+def load_checkpoint(
+    engine: DeepSpeedEngine, checkpoint: Path, *, expected: TrainerState, scratch: Path
+) -> LoadedCheckpoint:
     """Restores model, optimizer and random state; every rank must call it.
 
     Args:
         engine: Freshly started, of the same model.
         checkpoint: A verified checkpoint.
         expected: The present run's world size, configuration and model; step and position are ignored.
+        scratch: Folder on a disk that all ranks see, with room for a conversion to another number of ranks.
 
     Raises:
         UserError: The checkpoint is of another model or configuration, or cannot be loaded, or not by this number of
@@ -445,7 +448,7 @@ def load_checkpoint(engine: DeepSpeedEngine, checkpoint: Path, *, expected: Trai
         failure = f"{type(error).__name__}: {error}"
     raise_on_all_ranks(failure, f"cannot load {checkpoint}")
     if other_ranks and engine.zero_optimization():
-        load_universal(engine, checkpoint)
+        load_universal(engine, checkpoint, scratch)
     else:
         failure = _load_engine(engine, checkpoint)
     raise_on_all_ranks(failure, f"cannot load {checkpoint}")

@@ -25,16 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["fp32", "bf16", "fp16"], help="precision of the weights; training.export_dtype by default"
     )
+    parser.add_argument("--ema", action="store_true", help="the average of the weights instead of the last ones")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports; the exit status."""
-    export_checkpoint(arguments.checkpoint, arguments.output, dtype=arguments.dtype)
+    export_checkpoint(arguments.checkpoint, arguments.output, dtype=arguments.dtype, ema=arguments.ema)
     sys.stdout.write(f"export: {arguments.output}\n")
     return 0
 
 
-def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = None) -> None:
+def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = None, ema: bool = False) -> None:
     """Writes what the run that saved the checkpoint would export at its step.
 
     In runs of half precision the weights are the optimizer's float32 master copy.
@@ -43,9 +44,11 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         checkpoint: Of any ZeRO stage and number of ranks; verified first.
         folder: Made.
         dtype: ``fp32``, ``bf16`` or ``fp16``; None: the run's ``training.export_dtype``.
+        ema: The average of the weights where parameters have one.
 
     Raises:
-        UserError: The checkpoint is damaged or of another version, or the folder exists or cannot be written to.
+        UserError: The checkpoint is damaged, of another version or without an average, or the folder exists or cannot be
+            written to.
     """
     from diffusers import SD3Transformer2DModel
 
@@ -69,9 +72,15 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
     config = build_config(TrainConfig, state.config, source=str(checkpoint / STATE_FILE))
     wanted = DTYPES[dtype or config.training.export_dtype]
     try:
-        weights = {name: value.to(wanted, copy=True) for name, value in checkpoint_weights(checkpoint)}
+        averages = averaged_weights(checkpoint, state.world_size) if ema else {}
+        weights = {
+            name: (averages[name][: value.numel()].view_as(value) if name in averages else value).to(wanted, copy=True)
+            for name, value in checkpoint_weights(checkpoint)
+        }
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"cannot read the weights of {checkpoint}: {type(error).__name__}: {error}") from error
+    if ema and not averages:
+        raise UserError(f"{checkpoint} has no average of the weights; export it without --ema")
     with torch.device("meta"):
         model = SD3Transformer2DModel.from_config(state.model)
     write_export(model, weights, config, folder)
@@ -102,6 +111,29 @@ def checkpoint_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     masters = dict(_master_weights(content))
     for name, value in content["module"].items():
         yield name, masters.get(name, value)
+
+
+def averaged_weights(checkpoint: Path, world_size: int) -> dict[str, Tensor]:
+    """The average of the weights, put together from each rank's share; flat under ZeRO, empty where there is none.
+
+    A rank's state holds its share of parameter ``name`` under ``ema``, ``average.name``: a whole parameter without ZeRO,
+    else a part of the flattened one, in the order of ranks and with padding at its end in stage 3.
+
+    Args:
+        checkpoint: A verified checkpoint.
+        world_size: Ranks that saved it.
+    """
+    from framer.training.checkpoint import rank_state_file
+
+    partitioned = any(checkpoint.glob("*_optim_states.pt"))
+    shares: dict[str, list[Tensor]] = {}
+    for rank in range(world_size if partitioned else 1):
+        state = torch.load(checkpoint / rank_state_file(rank), map_location="cpu", mmap=True, weights_only=True)
+        for key, share in state.get("ema", {}).items():
+            kind, _, name = key.partition(".")
+            if kind == "average":
+                shares.setdefault(name, []).append(share)
+    return {name: torch.cat([part.flatten() for part in parts]) for name, parts in shares.items()}
 
 
 def _master_weights(content: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -126,8 +126,15 @@ class Trainer:
             UserError: The disk is full.
         """
         with self.preemption:
-            self._take_steps()
-            return self._finish()
+            try:
+                self._take_steps()
+                return self._finish()
+            except PreemptedError:
+                # Out here the model is what it is in training, wherever the signal was noticed.
+                if self.saved_step != self.step:
+                    self._save()
+                self.checkpointer.finish()
+                raise
 
     def _take_steps(self) -> None:
         settings = self.config.training
@@ -159,7 +166,7 @@ class Trainer:
                         log.sync()
                     self._save()
                 if stopped_by:
-                    self._stop(stopped_by)
+                    raise PreemptedError(stopped_by, self.step)
                 if self._samples_due():
                     self._write_samples()
         finally:
@@ -292,16 +299,12 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         stopped_by = self._agree()
         if stopped_by:
-            self._stop(stopped_by)
-
-    def _stop(self, signal: int) -> None:
-        if self.saved_step != self.step:
-            self._save()
-        self.checkpointer.finish()
-        raise PreemptedError(signal, self.step)
+            raise PreemptedError(stopped_by, self.step)
 
     def _restore(self, path: Path) -> None:
-        state, _ = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
+        state, _ = checkpoints.load_checkpoint(
+            self.engine, path, expected=self._state(), scratch=self.folder.checkpoints
+        )
         if state.step > self.config.training.max_steps:
             raise UserError(
                 f"{path} has taken {state.step} steps, more than training.max_steps {self.config.training.max_steps}"

@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 _FOLDER = ".unfinished-universal"
 
 
-def load_universal(engine: DeepSpeedEngine, checkpoint: Path) -> None:
+def load_universal(engine: DeepSpeedEngine, checkpoint: Path, scratch: Path) -> None:
     """Restores model and optimizer from a ZeRO checkpoint of another number of ranks; every rank must call it.
 
-    Rank 0 converts it into a folder beside it, which takes about the checkpoint's size on disk twice over, and removes
-    that folder again.
+    Rank 0 converts it first, which takes about the checkpoint's size on disk twice over, and removes the conversion in the
+    end.
 
     Args:
         engine: Freshly started, of the same ZeRO stage.
         checkpoint: A verified checkpoint.
+        scratch: Folder for the conversion, on a disk that all ranks see.
 
     Raises:
         UserError: The optimizer state lives on NVMe, or the checkpoint cannot be converted or loaded.
     """
     if engine.zero_nvme_offload_optimizer():
         raise UserError(f"{checkpoint}: optimizer state on NVMe needs the number of ranks that saved it")
-    parent = checkpoint.parent / _FOLDER
+    parent = scratch / _FOLDER
     try:
         on_rank_zero(lambda: convert_to_universal(checkpoint, parent / checkpoint.name))
         failure: str | None = None

@@ -132,8 +132,9 @@ def test_the_rank_state_comes_back(tmp_path: Path) -> None:
     trainer.checkpointer.save(trainer.engine, trainer._state(), rank_state={"ema": {"block": share}, "ema_steps": 7})
     drawn = torch.rand(3)
     again = Trainer(build_config(TrainConfig, config.model_dump(mode="json"), source="test"))
+    folder = tmp_path / "run/checkpoints"
     loaded = checkpoints.load_checkpoint(
-        again.engine, tmp_path / "run/checkpoints/step-00000000", expected=again._state()
+        again.engine, folder / "step-00000000", expected=again._state(), scratch=folder
     )
     assert torch.equal(torch.rand(3), drawn)
     assert loaded.rank_state.keys() == {"ema", "ema_steps"}

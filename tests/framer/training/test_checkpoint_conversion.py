@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import read_steps, tiny_config, train_on_ranks
+from training_runs import read_steps, run_on_ranks, tiny_config, train_on_ranks
 
 from framer import cli
 
@@ -100,3 +101,79 @@ def test_master_weights_are_exported_not_the_rounded_ones(runs: Path, run: str) 
     weights = load_file(runs / run / "run/export" / WEIGHTS)
     for name in ("pos_embed.proj.weight", "transformer_blocks.0.attn.to_q.weight", "proj_out.weight"):
         assert not torch.equal(weights[name], weights[name].bfloat16().float())
+
+
+_SAVE_AN_AVERAGE = """
+import sys
+from deepspeed.utils import safe_get_local_fp32_param
+from framer.training.checkpoint import Checkpointer
+from framer.training.command import main
+
+def share(parameter):
+    if hasattr(parameter, "ds_id"):
+        return safe_get_local_fp32_param(parameter)
+    if not hasattr(parameter, "_hp_mapping"):
+        return parameter
+    return None if parameter._hp_mapping is None else parameter._hp_mapping.get_hp_fragment()
+
+save = Checkpointer.save
+def save_with_average(self, engine, state):
+    shares = {n: share(p) for n, p in engine.module.named_parameters()}
+    average = {f"average.{n}": 2 * part.detach() for n, part in shares.items() if part is not None}
+    save(self, engine, state, rank_state={"ema": {"updates": 1, **average}})
+Checkpointer.save = save_with_average
+for config in sys.argv[1:]:
+    if main(["--config", config]):
+        sys.exit(1)
+"""
+
+
+def test_export_of_the_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [tiny_config(tmp_path / str(stage), **_settings(stage, "fp32", 2, 1)) for stage in (0, 2, 3)]
+    for status, errors in run_on_ranks(2, _SAVE_AN_AVERAGE, configs, timeout=300):
+        assert status == 0, errors[-4000:]
+    for config in configs:
+        run = config.parent / "run"
+        checkpoint = str(run / "checkpoints/step-00000001")
+        assert cli.main(["export", checkpoint, "-o", str(config.parent / "export"), "--ema"]) == 0
+        weights, master = (load_file(folder / "export" / WEIGHTS) for folder in (config.parent, run))
+        assert weights.keys() == master.keys()
+        for name, value in weights.items():
+            assert torch.equal(value, master[name] if name == "pos_embed.pos_embed" else 2 * master[name]), name
+
+
+def test_what_cannot_be_exported(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs / "fp32/run"
+    checkpoint = str(run / "checkpoints/step-00000004")
+    copy = tmp_path / "step-00000004"
+    shutil.copytree(checkpoint, copy)
+    with (copy / "mp_rank_00_model_states.pt").open("ab") as file:
+        file.write(b"more")
+    for arguments, told in (
+        ([checkpoint, "-o", str(run / "export")], "exists; name a new folder"),
+        ([str(run / "nowhere"), "-o", str(tmp_path / "export")], "nowhere is not a checkpoint folder"),
+        ([str(run / "export"), "-o", str(tmp_path / "export")], "manifest.json is missing"),
+        ([str(copy), "-o", str(tmp_path / "export")], "step-00000004 is damaged: mp_rank_00_model_states.pt has"),
+        ([checkpoint, "-o", str(tmp_path / "export"), "--ema"], "has no average of the weights"),
+    ):
+        assert cli.main(["export", *arguments]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+
+
+_OTHER_BATCH = """
+import sys
+from framer.training.command import main
+sys.exit(main(["--config", sys.argv[1]]))
+"""
+
+
+def test_another_number_of_samples_a_step_is_refused(runs: Path, tmp_path: Path) -> None:
+    folder = runs / _name((2, 1, 1, "fp32"))
+    settings = _settings(1, "fp32", 1, 5)
+    settings["training"] |= {"batch_size": 3, "resume": str(folder / "run/checkpoints/step-00000002")}
+    checkpoint = folder / "run/checkpoints/step-00000002"
+    ((status, errors),) = run_on_ranks(1, _OTHER_BATCH, [tiny_config(tmp_path, **settings)], timeout=120)
+    assert status == 2
+    assert f"{checkpoint} was saved by 2 ranks, which took 4 samples a step; this run has 1 and would take 3" in errors
+    assert "so that they make 4" in errors
