@@ -79,7 +79,7 @@ def step(engine: DeepSpeedEngine) -> float:
         NonFiniteGradientError: The gradient is not finite. Weights and optimizer are not to be saved.
     """
     boundary = engine.is_gradient_accumulation_boundary()
-    # ZeRO and the bf16 optimizer report their norm after the step, some of them have no such attribute before the first;
+    # ZeRO and the bf16 optimizer report their norm after the step, one of them has no such attribute before its first;
     # plain fp32 reports none.
     reports_norm = engine.zero_optimization() or hasattr(engine.optimizer, "_global_grad_norm")
     norm = 0.0

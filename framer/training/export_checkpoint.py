@@ -47,8 +47,8 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         ema: The average of the weights where parameters have one.
 
     Raises:
-        UserError: The checkpoint is damaged, of another version or without an average, or the folder exists or cannot be
-            written to.
+        UserError: The checkpoint is damaged, of another version or without an average, or the folder exists or cannot
+            be written to.
     """
     from diffusers import SD3Transformer2DModel
 
@@ -116,8 +116,8 @@ def checkpoint_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
 def averaged_weights(checkpoint: Path, world_size: int) -> dict[str, Tensor]:
     """The average of the weights, put together from each rank's share; flat under ZeRO, empty where there is none.
 
-    A rank's state holds its share of parameter ``name`` under ``ema``, ``average.name``: a whole parameter without ZeRO,
-    else a part of the flattened one, in the order of ranks and with padding at its end in stage 3.
+    A rank's state holds its share of parameter ``name`` under ``ema``, ``average.name``: the whole parameter without
+    ZeRO, else a part of the flattened one, in the order of ranks and with padding at its end in stage 3.
 
     Args:
         checkpoint: A verified checkpoint.

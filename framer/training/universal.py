@@ -21,8 +21,8 @@ _FOLDER = ".unfinished-universal"
 def load_universal(engine: DeepSpeedEngine, checkpoint: Path, scratch: Path) -> None:
     """Restores model and optimizer from a ZeRO checkpoint of another number of ranks; every rank must call it.
 
-    Rank 0 converts it first, which takes about the checkpoint's size on disk twice over, and removes the conversion in the
-    end.
+    Rank 0 converts it first, which takes about the checkpoint's size on disk twice over, and removes the conversion in
+    the end.
 
     Args:
         engine: Freshly started, of the same ZeRO stage.
