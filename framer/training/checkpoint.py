@@ -32,6 +32,7 @@ from framer.training.manifest import (
 )
 from framer.training.masters import whole_masters
 from framer.training.ranks import gather_objects, on_rank_zero, raise_on_all_ranks
+from framer.training.shares import EMA, rank_state_file, share_averages, whole_averages
 from framer.training.universal import load_universal
 
 if TYPE_CHECKING:
@@ -100,11 +101,6 @@ class LoadedCheckpoint(NamedTuple):
 def checkpoint_name(step: int) -> str:
     """Folder name of the checkpoint after ``step`` optimizer steps."""
     return f"step-{step:08d}"
-
-
-def rank_state_file(rank: int) -> str:
-    """File name of what one rank saves beside DeepSpeed's files."""
-    return f"rank-state-{rank}.pt"
 
 
 class Checkpointer:
@@ -425,7 +421,7 @@ def load_checkpoint(
 
     Raises:
         UserError: The checkpoint is of another model or configuration, or cannot be loaded, or not by this number of
-            ranks.
+            ranks. With another number, each rank keeps the random state that it was started with.
     """
     state = read_state(checkpoint)
     _check_same_run(checkpoint, state, expected)
@@ -433,17 +429,18 @@ def load_checkpoint(
     rank_state: dict[str, Any] = {}
     failure: str | None = None
     try:
-        # With another number of ranks, each keeps the random state that it was started with.
         source = 0 if other_ranks else dist.get_rank()
         rank_state = torch.load(checkpoint / rank_state_file(source), map_location="cpu", weights_only=True)
         random_state = rank_state.pop(_RANDOM)
         if not other_ranks:
             _set_random_state(random_state)
-        elif rank_state:
+        elif rank_state.keys() - {EMA}:
             failure = (
-                f"it was saved by {state.world_size} ranks, this run has {expected.world_size}, and "
-                f"{', '.join(rank_state)} cannot be shared out anew; start as many ranks"
+                f"{', '.join(rank_state.keys() - {EMA})} of each rank cannot be shared out to another number of ranks"
             )
+        elif EMA in rank_state:
+            averages = whole_averages(checkpoint, state.world_size)
+            rank_state = {EMA: share_averages(engine, rank_state[EMA], averages)}
     except Exception as error:  # whatever an unreadable file makes the unpickler raise
         failure = f"{type(error).__name__}: {error}"
     raise_on_all_ranks(failure, f"cannot load {checkpoint}")

@@ -57,6 +57,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
     from framer.training.checkpoint import STATE_FILE, read_state
     from framer.training.export import DTYPES, write_export
     from framer.training.manifest import find_damage, read_manifest
+    from framer.training.shares import whole_averages
 
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder")
@@ -72,7 +73,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
     config = build_config(TrainConfig, state.config, source=str(checkpoint / STATE_FILE))
     wanted = DTYPES[dtype or config.training.export_dtype]
     try:
-        averages = averaged_weights(checkpoint, state.world_size) if ema else {}
+        averages = whole_averages(checkpoint, state.world_size) if ema else {}
         weights = {
             name: (averages[name][: value.numel()].view_as(value) if name in averages else value).to(wanted, copy=True)
             for name, value in checkpoint_weights(checkpoint)
@@ -111,29 +112,6 @@ def checkpoint_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     masters = dict(_master_weights(content))
     for name, value in content["module"].items():
         yield name, masters.get(name, value)
-
-
-def averaged_weights(checkpoint: Path, world_size: int) -> dict[str, Tensor]:
-    """The average of the weights, put together from each rank's share; flat under ZeRO, empty where there is none.
-
-    A rank's state holds its share of parameter ``name`` under ``ema``, ``average.name``: the whole parameter without
-    ZeRO, else a part of the flattened one, in the order of ranks and with padding at its end in stage 3.
-
-    Args:
-        checkpoint: A verified checkpoint.
-        world_size: Ranks that saved it.
-    """
-    from framer.training.checkpoint import rank_state_file
-
-    partitioned = any(checkpoint.glob("*_optim_states.pt"))
-    shares: dict[str, list[Tensor]] = {}
-    for rank in range(world_size if partitioned else 1):
-        state = torch.load(checkpoint / rank_state_file(rank), map_location="cpu", mmap=True, weights_only=True)
-        for key, share in state.get("ema", {}).items():
-            kind, _, name = key.partition(".")
-            if kind == "average":
-                shares.setdefault(name, []).append(share)
-    return {name: torch.cat([part.flatten() for part in parts]) for name, parts in shares.items()}
 
 
 def _master_weights(content: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -103,11 +103,8 @@ def test_master_weights_are_exported_not_the_rounded_ones(runs: Path, run: str) 
         assert not torch.equal(weights[name], weights[name].bfloat16().float())
 
 
-_SAVE_AN_AVERAGE = """
-import sys
+_SHARE = """
 from deepspeed.utils import safe_get_local_fp32_param
-from framer.training.checkpoint import Checkpointer
-from framer.training.command import main
 
 def share(parameter):
     if hasattr(parameter, "ds_id"):
@@ -115,12 +112,19 @@ def share(parameter):
     if not hasattr(parameter, "_hp_mapping"):
         return parameter
     return None if parameter._hp_mapping is None else parameter._hp_mapping.get_hp_fragment()
+"""
+
+_SAVE_AN_AVERAGE = f"""
+import sys
+{_SHARE}
+from framer.training.checkpoint import Checkpointer
+from framer.training.command import main
 
 save = Checkpointer.save
 def save_with_average(self, engine, state):
-    shares = {n: share(p) for n, p in engine.module.named_parameters()}
-    average = {f"average.{n}": 2 * part.detach() for n, part in shares.items() if part is not None}
-    save(self, engine, state, rank_state={"ema": {"updates": 1, **average}})
+    shares = {{n: share(p) for n, p in engine.module.named_parameters()}}
+    average = {{f"average.{{n}}": 2 * part.detach() for n, part in shares.items() if part is not None}}
+    save(self, engine, state, rank_state={{"ema": {{"updates": 1, **average}}}})
 Checkpointer.save = save_with_average
 for config in sys.argv[1:]:
     if main(["--config", config]):
@@ -128,8 +132,36 @@ for config in sys.argv[1:]:
 """
 
 
-def test_export_of_the_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    configs = [tiny_config(tmp_path / str(stage), **_settings(stage, "fp32", 2, 1)) for stage in (0, 2, 3)]
+_SHARE_IT_OUT = f"""
+import sys
+{_SHARE}
+import torch
+from framer.training import checkpoint as checkpoints
+from framer.training.trainer import Trainer
+from framer.training.command import main
+
+load = checkpoints.load_checkpoint
+def load_and_compare(engine, checkpoint, **settings):
+    loaded = load(engine, checkpoint, **settings)
+    state = dict(loaded.rank_state["ema"])
+    assert state.pop("updates") == 1
+    shares = {{f"average.{{n}}": share(p) for n, p in engine.module.named_parameters()}}
+    shares = {{n: part for n, part in shares.items() if part is not None}}
+    assert state.keys() == shares.keys()
+    for n, part in shares.items():
+        assert torch.equal(state[n], 2 * part.detach()), n
+    return loaded
+checkpoints.load_checkpoint = load_and_compare
+for config in sys.argv[1:]:
+    if main(["--config", config]):
+        sys.exit(1)
+"""
+
+
+def test_the_average_goes_along(tmp_path: Path) -> None:
+    """Into exports, and to another number of ranks."""
+    stages = (0, 2, 3)
+    configs = [tiny_config(tmp_path / str(stage), **_settings(stage, "fp32", 2, 1)) for stage in stages]
     for status, errors in run_on_ranks(2, _SAVE_AN_AVERAGE, configs, timeout=300):
         assert status == 0, errors[-4000:]
     for config in configs:
@@ -140,6 +172,9 @@ def test_export_of_the_average(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert weights.keys() == master.keys()
         for name, value in weights.items():
             assert torch.equal(value, master[name] if name == "pos_embed.pos_embed" else 2 * master[name]), name
+    configs = [tiny_config(tmp_path / str(stage), **_settings(stage, "fp32", 1, 1)) for stage in stages]
+    ((status, errors),) = run_on_ranks(1, _SHARE_IT_OUT, configs, timeout=300)
+    assert status == 0, errors[-4000:]
 
 
 def test_what_cannot_be_exported(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
