@@ -434,10 +434,8 @@ def load_checkpoint(
         random_state = rank_state.pop(_RANDOM)
         if not other_ranks:
             _set_random_state(random_state)
-        elif rank_state.keys() - {EMA}:
-            failure = (
-                f"{', '.join(rank_state.keys() - {EMA})} of each rank cannot be shared out to another number of ranks"
-            )
+        elif unknown := sorted(rank_state.keys() - {EMA}):
+            failure = f"the ranks' {', '.join(unknown)} cannot be shared out to another number of ranks"
         elif EMA in rank_state:
             averages = whole_averages(checkpoint, state.world_size)
             rank_state = {EMA: share_averages(engine, rank_state[EMA], averages)}

@@ -1,7 +1,7 @@
 """The average of the weights in a checkpoint: each rank's share put together, and shared out to other ranks.
 
-A rank's state holds its share of parameter ``name`` under ``ema`` as ``average.name``: the whole parameter without ZeRO,
-else a part of the flattened one, in the order of ranks, and with padding at its end in stage 3.
+A rank's state holds its share of parameter ``name`` under ``ema`` as ``average.name``: the whole parameter without
+ZeRO, else a part of the flattened one, in the order of ranks, and with padding at its end in stage 3.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def share_averages(engine: DeepSpeedEngine, state: Mapping[str, Any], averages: 
 
 def _own_share(parameter: nn.Parameter, whole: Tensor) -> Tensor | None:
     if hasattr(parameter, "ds_id"):
-        size, rank = int(parameter.ds_tensor.ds_numel), dist.get_rank()
+        size, numel = int(parameter.ds_tensor.ds_numel), int(parameter.ds_numel)  # type: ignore[attr-defined]
+        rank = dist.get_rank()
         padded = whole.new_zeros(size * dist.get_world_size())
-        padded[: parameter.ds_numel] = whole[: parameter.ds_numel]
+        padded[:numel] = whole[:numel]
         return padded[rank * size : (rank + 1) * size]
     flat = whole[: parameter.numel()]
     if not hasattr(parameter, "_hp_mapping"):
