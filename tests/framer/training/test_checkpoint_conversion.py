@@ -12,20 +12,24 @@ from safetensors.torch import load_file
 from training_runs import read_steps, run_on_ranks, tiny_config, train_on_ranks
 
 from framer import cli
+from framer.training import command as train_command
 
 BATCH = 4
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRECISIONS = ("fp32", "bf16")
 # Ranks that saved, ranks that go on, ZeRO stage, precision.
-MOVES = [
+Move = tuple[int, int, int, str]
+MOVES: list[Move] = [(2, 1, 0, "bf16"), (2, 1, 2, "fp32"), (2, 1, 3, "fp32")]
+MORE_MOVES: list[Move] = [
     (2, 1, 0, "fp32"),
     (2, 1, 1, "fp32"),
-    (2, 1, 3, "fp32"),
-    (2, 1, 0, "bf16"),
     (2, 1, 2, "bf16"),
+    (2, 1, 3, "bf16"),
+    (1, 2, 0, "fp32"),
+    (1, 2, 1, "fp32"),
+    (1, 2, 1, "bf16"),
     (1, 2, 2, "fp32"),
     (1, 2, 3, "fp32"),
-    (1, 2, 1, "bf16"),
 ]
 
 
@@ -34,35 +38,42 @@ def _settings(stage: int, precision: str, ranks: int, max_steps: int) -> dict[st
     return {"training": training, "deepspeed": {"zero_stage": stage}}
 
 
-def _name(move: tuple[int, int, int, str]) -> str:
+def _name(move: Move) -> str:
     return "{}-to-{}-zero{}-{}".format(*move)
+
+
+def _run(folder: Path, moves: list[Move]) -> Path:
+    # Stage 3 last: it changes how the whole process rounds.
+    moves = sorted(moves, key=lambda move: move[2])
+    first: dict[int, list[Path]] = {1: [], 2: []}
+    second: dict[int, list[Path]] = {1: [], 2: []}
+    for move in moves:
+        before, after, stage, precision = move
+        first[before].append(tiny_config(folder / _name(move), **_settings(stage, precision, before, 2)))
+        halfway = first[before][-1].rename(folder / _name(move) / "halfway.yaml")
+        first[before][-1] = halfway
+        second[after].append(tiny_config(folder / _name(move), **_settings(stage, precision, after, 4)))
+    whole = [tiny_config(folder / precision, **_settings(0, precision, 1, 4)) for precision in PRECISIONS]
+    if first[1]:
+        train_on_ranks(1, first[1])
+    train_on_ranks(2, first[2])
+    train_on_ranks(1, whole + second[1])
+    if second[2]:
+        train_on_ranks(2, second[2])
+    return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moves")
-    # Stage 3 last: it changes how the whole process rounds.
-    moves = sorted(MOVES, key=lambda move: move[2])
-    started: dict[int, list[Path]] = {1: [], 2: []}
-    for precision in PRECISIONS:
-        started[1].insert(0, tiny_config(folder / precision, **_settings(0, precision, 1, 4)))
-    for move in moves:
-        before, _, stage, precision = move
-        started[before].append(tiny_config(folder / _name(move), **_settings(stage, precision, before, 2)))
-    for ranks, configs in started.items():
-        train_on_ranks(ranks, configs)
-    for ranks in (1, 2):
-        configs = []
-        for move in moves:
-            _, after, stage, precision = move
-            if after == ranks:
-                configs.append(tiny_config(folder / _name(move), **_settings(stage, precision, after, 4)))
-        train_on_ranks(ranks, configs)
-    return folder
+    return _run(tmp_path_factory.mktemp("moves"), MOVES)
 
 
-@pytest.mark.parametrize("move", MOVES, ids=_name)
-def test_goes_on_with_another_number_of_ranks(runs: Path, move: tuple[int, int, int, str]) -> None:
+@pytest.fixture(scope="module")
+def more_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _run(tmp_path_factory.mktemp("more-moves"), MORE_MOVES)
+
+
+def _assert_went_on(runs: Path, move: Move) -> None:
     tolerance = 2e-4 if move[3] == "fp32" else 2e-2
     steps, expected = read_steps(runs / _name(move)), read_steps(runs / move[3])
     assert [step["samples"] for step in steps] == [step["samples"] for step in expected]
@@ -75,19 +86,40 @@ def test_goes_on_with_another_number_of_ranks(runs: Path, move: tuple[int, int, 
     assert not list((runs / _name(move) / "run/checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("move", MOVES, ids=_name)
-def test_export_of_a_checkpoint_equals_the_run_s(runs: Path, move: tuple[int, int, int, str], tmp_path: Path) -> None:
-    run = runs / _name(move) / "run"
-    assert cli.main(["export", str(run / "checkpoints/step-00000004"), "-o", str(tmp_path / "export")]) == 0
+def _assert_exports_the_same(run: Path, folder: Path) -> None:
+    assert cli.main(["export", str(run / "checkpoints/step-00000004"), "-o", str(folder)]) == 0
     names = sorted(path.name for path in (run / "export").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "export").iterdir())
+    assert names == sorted(path.name for path in folder.iterdir())
     for name in names:
-        assert (tmp_path / "export" / name).read_bytes() == (run / "export" / name).read_bytes(), name
+        assert (folder / name).read_bytes() == (run / "export" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("move", MOVES, ids=_name)
+def test_goes_on_with_another_number_of_ranks(runs: Path, move: Move) -> None:
+    _assert_went_on(runs, move)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("move", MORE_MOVES, ids=_name)
+def test_goes_on_with_another_number_of_ranks_in_every_stage(more_runs: Path, move: Move) -> None:
+    _assert_went_on(more_runs, move)
+
+
+@pytest.mark.parametrize("move", MOVES, ids=_name)
+def test_export_of_a_checkpoint_equals_the_run_s(runs: Path, move: Move, tmp_path: Path) -> None:
+    _assert_exports_the_same(runs / _name(move) / "run", tmp_path / "export")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("move", MORE_MOVES, ids=_name)
+def test_export_of_a_checkpoint_equals_the_run_s_in_every_stage(more_runs: Path, move: Move, tmp_path: Path) -> None:
+    # Of one rank and of two.
+    _assert_exports_the_same(more_runs / _name(move) / "run", tmp_path / "export")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_export_in_another_precision(runs: Path, tmp_path: Path, dtype: str) -> None:
-    run = runs / _name((1, 2, 1, "bf16")) / "run"
+    run = runs / "bf16/run"
     checkpoint = str(run / "checkpoints/step-00000004")
     assert cli.main(["export", checkpoint, "-o", str(tmp_path / "export"), "--dtype", dtype]) == 0
     weights, master = load_file(tmp_path / "export" / WEIGHTS), load_file(run / "export" / WEIGHTS)
@@ -96,9 +128,8 @@ def test_export_in_another_precision(runs: Path, tmp_path: Path, dtype: str) -> 
     assert {value.dtype for value in weights.values()} == {wanted}
 
 
-@pytest.mark.parametrize("run", ["bf16", _name((1, 2, 1, "bf16"))])
-def test_master_weights_are_exported_not_the_rounded_ones(runs: Path, run: str) -> None:
-    weights = load_file(runs / run / "run/export" / WEIGHTS)
+def test_master_weights_are_exported_not_the_rounded_ones(runs: Path) -> None:
+    weights = load_file(runs / "bf16/run/export" / WEIGHTS)
     for name in ("pos_embed.proj.weight", "transformer_blocks.0.attn.to_q.weight", "proj_out.weight"):
         assert not torch.equal(weights[name], weights[name].bfloat16().float())
 
@@ -158,6 +189,7 @@ for config in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_the_average_goes_along(tmp_path: Path) -> None:
     """Into exports, and to another number of ranks."""
     stages = (0, 2, 3)
@@ -196,19 +228,13 @@ def test_what_cannot_be_exported(runs: Path, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "export").exists()
 
 
-_OTHER_BATCH = """
-import sys
-from framer.training.command import main
-sys.exit(main(["--config", sys.argv[1]]))
-"""
-
-
-def test_another_number_of_samples_a_step_is_refused(runs: Path, tmp_path: Path) -> None:
-    folder = runs / _name((2, 1, 1, "fp32"))
-    settings = _settings(1, "fp32", 1, 5)
-    settings["training"] |= {"batch_size": 3, "resume": str(folder / "run/checkpoints/step-00000002")}
-    checkpoint = folder / "run/checkpoints/step-00000002"
-    ((status, errors),) = run_on_ranks(1, _OTHER_BATCH, [tiny_config(tmp_path, **settings)], timeout=120)
-    assert status == 2
-    assert f"{checkpoint} was saved by 2 ranks, which took 4 samples a step; this run has 1 and would take 3" in errors
-    assert "so that they make 4" in errors
+def test_another_number_of_samples_a_step_is_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = runs / _name((2, 1, 2, "fp32")) / "run/checkpoints/step-00000002"
+    settings = _settings(2, "fp32", 1, 5)
+    settings["training"] |= {"batch_size": 3, "resume": str(checkpoint)}
+    assert train_command.main(["--config", str(tiny_config(tmp_path, **settings))]) == 2
+    message = capsys.readouterr().err
+    assert f"{checkpoint} was saved by 2 ranks, which took 4 samples a step; this run has 1 and would take 3" in message
+    assert "so that they make 4" in message

@@ -228,8 +228,7 @@ def _small_files() -> Iterator[str]:
         signal.signal(signal.SIGXFSZ, previous)
 
 
-@pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize("limit", ["disk", "file"])
+@pytest.mark.parametrize(("limit", "background"), [("disk", False), ("disk", True), ("file", False)])
 def test_a_disk_that_fills_up(
     finished: Path,
     tmp_path: Path,

@@ -65,8 +65,7 @@ def _send_in_step(monkeypatch: pytest.MonkeyPatch, number: int, at: int) -> None
     monkeypatch.setattr(trainers.Trainer, "_micro_step", take_and_send)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(("number", "background"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
 def test_saves_leaves_and_goes_on(
     tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, background: bool
 ) -> None:
