@@ -201,23 +201,24 @@ class Checkpointer:
             write_text(unfinished / STATE_FILE, json.dumps(asdict(state), indent=2))
             write_manifest(unfinished, files | {STATE_FILE: hash_file(unfinished / STATE_FILE)})
             sync_tree(unfinished)
-            _remove(final)  # of the same step, so of the same content
+            aside = _put_aside(final)
             unfinished.rename(final)
             sync_folder(self._folder)
+            shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             raise UserError(f"cannot publish the checkpoint {final}: {error}") from error
         every = self._settings.checkpoint_keep_every
         for old in find_checkpoints(self._folder)[: -self._settings.checkpoints_kept]:
             if not (every and _step(old) % every == 0):
-                _remove(old)
+                shutil.rmtree(_put_aside(old), ignore_errors=True)
 
 
-def _remove(checkpoint: Path) -> None:
-    # Renamed first: a kill half-way must not leave something that looks like a damaged checkpoint.
+def _put_aside(checkpoint: Path) -> Path:
+    """Renames a checkpoint to be removed, if it exists: a kill half-way must not leave one that looks damaged."""
     aside = checkpoint.with_name(f"{_UNFINISHED}-removed-{checkpoint.name}")
     if checkpoint.exists():
         checkpoint.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+    return aside
 
 
 def _size_of_newest(folder: Path) -> int:

@@ -69,6 +69,8 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         damage = [str(error)]
     if damage:
         raise UserError(f"{checkpoint} is damaged: {', '.join(damage)}")
+    if (checkpoint / "offloaded_tensors").is_dir():
+        raise UserError(f"{checkpoint} has its optimizer state as NVMe files, which only the run itself can export")
     state = read_state(checkpoint)
     config = build_config(TrainConfig, state.config, source=str(checkpoint / STATE_FILE))
     wanted = DTYPES[dtype or config.training.export_dtype]

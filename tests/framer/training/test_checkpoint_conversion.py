@@ -216,7 +216,10 @@ def test_what_cannot_be_exported(runs: Path, tmp_path: Path, capsys: pytest.Capt
     shutil.copytree(checkpoint, copy)
     with (copy / "mp_rank_00_model_states.pt").open("ab") as file:
         file.write(b"more")
+    nvme = shutil.copytree(checkpoint, tmp_path / "nvme")
+    (nvme / "offloaded_tensors").mkdir()
     for arguments, told in (
+        ([str(nvme), "-o", str(tmp_path / "export")], "has its optimizer state as NVMe files"),
         ([checkpoint, "-o", str(run / "export")], "exists; name a new folder"),
         ([str(run / "nowhere"), "-o", str(tmp_path / "export")], "nowhere is not a checkpoint folder"),
         ([str(run / "export"), "-o", str(tmp_path / "export")], "manifest.json is missing"),
