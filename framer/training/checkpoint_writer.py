@@ -26,7 +26,8 @@ class CheckpointWriter:
     In the background, the state is first serialised into memory: training may change it from then on, and a thread
     writes the very bytes that would have been written at once. That takes as much CPU memory as the rank's files.
 
-    Nothing raises but :meth:`result`, so that a rank whose disk fails still comes to every collective of the others.
+    Nothing raises: errors come out of :meth:`result`, so that a rank whose disk fails still comes to every collective
+    of the others.
 
     Args:
         folder: The checkpoint's folder; exists when files are added.
