@@ -56,6 +56,18 @@ class Preemption:
 
 
 def ignore_in_worker() -> None:
-    """Makes a data-loading process deaf to what its group is sent; the trainer ends it."""
-    for number in (signal.SIGINT, *SIGNALS):
+    """Makes a data-loading process deaf to what schedulers and launchers send to all processes of a run.
+
+    Its parent can still end it: multiprocessing sends SIGTERM to workers that are left at exit, and waits for them.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, name="sigterm", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Waiting for a signal, unlike handling it, tells who sent it.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from framer.training import trainer as trainers
 from framer.training.checkpoint import verify_checkpoint
 from framer.training.checkpoint_writer import CheckpointWriter
 from framer.training.command import main
-from framer.training.preemption import PreemptedError, Preemption
+from framer.training.preemption import PreemptedError, Preemption, ignore_in_worker
 from framer.training.ranks import start_distributed
 
 SETTINGS = {"max_steps": 6, "checkpoint_steps": 6}
@@ -189,6 +191,26 @@ def test_a_signal_to_the_whole_group_spares_the_workers(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     (name,) = _checkpoints(tmp_path)
     assert int(name.removeprefix("step-")) == len(read_steps(tmp_path))
+
+
+def _work(started: Connection) -> None:
+    ignore_in_worker()
+    started.send(True)
+    time.sleep(600)
+
+
+def test_a_worker_hears_its_parent_alone() -> None:
+    receiver, sender = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=_work, args=(sender,), daemon=True)
+    worker.start()
+    assert receiver.recv()
+    for name in ("TERM", "USR1", "INT"):
+        subprocess.run(["/bin/sh", "-c", f"kill -{name} {worker.pid}"], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
 
 
 def test_handlers_are_put_back_unless_the_process_leaves() -> None:
