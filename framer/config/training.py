@@ -64,10 +64,23 @@ class TrainingConfig(ConfigSection):
     """Steps between checkpoints; one is also written at the end."""
     checkpoints_kept: PositiveInt = 2
     """Newest checkpoints that stay on disk."""
+    checkpoint_keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of this many steps stay for good; 0: none does. A multiple of ``checkpoint_steps``."""
+    checkpoint_async: bool = False
+    """Write checkpoints in the background; takes CPU memory as large as a rank's files."""
     sample_steps: NonNegativeInt = 0
     """Steps between sample sheets; 0 writes one at the end only."""
     resume: str = "auto"
     """``auto`` (continue from the newest checkpoint in ``output_dir``, if any), ``never``, or a checkpoint folder."""
+
+    @model_validator(mode="after")
+    def _checkpoints_are_written_when_kept(self) -> TrainingConfig:
+        if self.checkpoint_keep_every % self.checkpoint_steps:
+            raise ValueError(
+                f"checkpoint_keep_every {self.checkpoint_keep_every} is not a multiple of checkpoint_steps "
+                f"{self.checkpoint_steps}: no checkpoint is written then"
+            )
+        return self
 
 
 class TrainConfig(ConfigSection):

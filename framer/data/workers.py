@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -35,6 +37,23 @@ def loaded(loader: DataLoader[Item]) -> Iterator[Item]:
         ) from error
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Leaves Ctrl-C, which reaches workers too, to the process that started them; a ``worker_init_fn``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_signals_to_parent(worker: int) -> None:
+    """Makes a process deaf to what terminals, schedulers and launchers send to all processes of a run.
+
+    A ``worker_init_fn``. The parent can still end it: multiprocessing sends SIGTERM to workers that are left at exit,
+    and waits for them.
+
+    Args:
+        worker: Its number, which does not matter.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, name="sigterm", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Waiting for a signal, unlike handling it, tells who sent it.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -11,7 +11,7 @@ from framer.config.training import TrainConfig
 from framer.data.samples import Sample
 from framer.data.sources import open_source
 from framer.data.stream import SampleSource, StreamDataset, StreamSampler
-from framer.data.workers import ignore_interrupt, loaded
+from framer.data.workers import leave_signals_to_parent, loaded
 
 
 def build_dataset(config: TrainConfig) -> SampleSource:
@@ -51,7 +51,7 @@ def stream_batches(
         batch_sampler=sampler,
         num_workers=config.data.workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=leave_signals_to_parent,
         # Without it the loader would draw from the global generator, which a checkpoint restores.
         generator=torch.Generator(),
     )

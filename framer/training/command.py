@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, or tries whether it could, as the configuration file says; the exit status."""
+    """Trains, or tries whether it could, as the configuration file says.
+
+    Returns:
+        Exit status: 75 where a scheduler stopped the run.
+    """
     if arguments.verbose and not arguments.dry_run:
         raise UserError("--verbose says more about a dry run; give --dry-run too")
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
@@ -39,9 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     import torch.distributed as dist
 
+    from framer.training.preemption import EXIT_PREEMPTED, PreemptedError
     from framer.training.trainer import train
 
-    report = train(config)
+    try:
+        report = train(config)
+    except PreemptedError as stopped:
+        if dist.get_rank() == 0:
+            sys.stderr.write(f"{stopped}\n")
+        return EXIT_PREEMPTED
     if dist.get_rank() == 0:
         sys.stdout.write(f"report: {report}\n")
     return 0

@@ -51,7 +51,7 @@ def dry_run(config: TrainConfig, *, verbose: bool = False) -> str:
     output = Path(config.output_dir).expanduser()
     with _temporary_folder(output) as folder:
         found = RunFolder(output).checkpoints
-        resumed_from = on_rank_zero(lambda: checkpoints.choose_checkpoint(config.training.resume, found))
+        resumed_from = checkpoints.choose_checkpoint(config.training.resume, found, set_aside=False)
         trainer = Trainer(_rehearsal(config, folder, resumed_from))
         start = trainer.step
         on_rank_zero(lambda: _check_disk(trainer, folder, saved=len(checkpoints.find_checkpoints(found))))

@@ -16,6 +16,7 @@ from torch import Tensor
 from framer.config.health import EmaConfig
 from framer.errors import UserError
 from framer.extras import require
+from framer.training.preemption import PreemptedError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -71,6 +72,10 @@ class Ema:
         _refresh_model(self._engine)
         try:
             yield
+        except PreemptedError:  # on all ranks alike
+            self._exchange()
+            _refresh_model(self._engine)
+            raise
         except BaseException:
             self._exchange()
             raise

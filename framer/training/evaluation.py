@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -103,15 +103,29 @@ def build_restorer(model: SD3Transformer2DModel, config: TrainConfig) -> Restore
 
 
 def restore_heldout(
-    model: SD3Transformer2DModel, heldout: HeldOut, config: TrainConfig, device: torch.device
+    model: SD3Transformer2DModel,
+    heldout: HeldOut,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Evaluated:
-    """Restores all held-out crops; under ZeRO 3 all ranks must call it together."""
+    """Restores all held-out crops; under ZeRO 3 all ranks must call it together.
+
+    Args:
+        model: In training; its mode is put back.
+        heldout: The crops.
+        config: The run.
+        device: Of the model.
+        before_each: Called before each crop; may raise to leave early.
+    """
     was_training = model.training
     model.eval()
     restorer = build_restorer(model, config)
-    sr = [
-        restorer(upsampled[None].to(device), seed=config.evaluation.seed).cpu()[0] for upsampled in heldout.lr_upsampled
-    ]
+    sr = []
+    for upsampled in heldout.lr_upsampled:
+        before_each()
+        sr.append(restorer(upsampled[None].to(device), seed=config.evaluation.seed).cpu()[0])
     model.train(was_training)
     return Evaluated(
         heldout.names, _images(heldout.lr), _images(heldout.lr_upsampled), _images(sr), _images(heldout.hr)

@@ -40,10 +40,23 @@ def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> 
     for name, value in master_weights(engine):
         if dist.get_rank() == 0:
             weights[name] = value.to("cpu", DTYPES[config.training.export_dtype], copy=True)
-    on_rank_zero(lambda: _write(engine.module, weights, config, folder))
+    on_rank_zero(lambda: write_export(engine.module, weights, config, folder))
 
 
-def _write(model: SD3Transformer2DModel, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path) -> None:
+def write_export(
+    model: SD3Transformer2DModel, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path
+) -> None:
+    """Writes ``config.json``, safetensors and the settings of inference.
+
+    Args:
+        model: Says the architecture; its weights are not read.
+        weights: All parameters and persistent buffers.
+        config: The run.
+        folder: Replaced as a whole once the new one is complete.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
     try:
         write_diffusers_folder(model, weights, config, folder)
     except (OSError, SafetensorError) as error:

@@ -97,6 +97,20 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def max_over_ranks(values: list[int], device: torch.device) -> list[int]:
+    """Largest of each value over all ranks.
+
+    Args:
+        values: As many on every rank.
+        device: Where collectives of the process group work.
+    """
+    if dist.get_world_size() == 1:
+        return values
+    largest = torch.tensor(values, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return [int(value) for value in largest.tolist()]
+
+
 def gather_objects(value: Result) -> list[Result]:
     """Every rank's value, in the order of ranks."""
     values: list[Result | None] = [None] * dist.get_world_size()

@@ -52,7 +52,7 @@ def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tupl
     shown = crops if len(crops) <= SHEET_ROWS else [crops[i * len(crops) // SHEET_ROWS] for i in range(SHEET_ROWS)]
     some = "" if shown is crops else f", {len(shown)} of {len(crops)} crops"
     caption = write_sample_sheet(sheet, shown, title=f"Evaluation photographs after {step} steps{some}")
-    write_evaluation(folder.samples / f"step-{step:08d}.json", rows)
+    write_evaluation(folder.sample_table(step), rows)
     return rows, Figure(path=sheet.relative_to(folder.root), title="Samples", caption=caption)
 
 

@@ -48,6 +48,10 @@ class RunFolder:
         """Sample sheet after ``step`` optimizer steps."""
         return self.samples / f"step-{step:08d}.png"
 
+    def sample_table(self, step: int) -> Path:
+        """The evaluation's numbers after ``step`` steps; written after the sheet."""
+        return self.samples / f"step-{step:08d}.json"
+
     @property
     def plots(self) -> Path:
         """Figures of the report."""

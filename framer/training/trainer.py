@@ -37,7 +37,7 @@ from framer.training.batches import build_dataset, stream_batches
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
 from framer.training.engine import StepOutcome, check_engine, start_engine, step
-from framer.training.evaluation import load_heldout, restore_heldout
+from framer.training.evaluation import Evaluated, load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.forward import ForwardPass
 from framer.training.hardware import memory_use, peak_flops
@@ -50,10 +50,12 @@ from framer.training.health import (
 )
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_step
 from framer.training.partitioning import build_partitioned_transformer
-from framer.training.ranks import mean_over_ranks, on_rank_zero, start_distributed
+from framer.training.preemption import PreemptedError, Preemption
+from framer.training.ranks import max_over_ranks, mean_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
+from framer.training.shares import EMA
 from framer.training.stall import dead_workers_named, stall_warnings
 from framer.training.trackers import open_trackers
 from framer.training.watch import CollapseWatch
@@ -113,7 +115,8 @@ class Trainer:
         _check_tokens(transformer, config)
         freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        resumed_from = on_rank_zero(self._prepare_folder)
+        on_rank_zero(self._prepare_folder)
+        resumed_from = checkpoints.choose_checkpoint(config.training.resume, self.folder.checkpoints)
         torch.manual_seed(derived_seed(config.seed, "rank", self.rank))
         self.engine = start_engine(transformer, config)
         self.device = torch.device(self.engine.device)
@@ -133,8 +136,11 @@ class Trainer:
         self.forward = ForwardPass(self.model, config, self.framer, self.device)
         average = config.training.ema
         self.ema = Ema(self.engine, average) if average.decay is not None else None
+        self.checkpointer = checkpoints.Checkpointer(self.folder.checkpoints, config.training)
+        self.preemption = Preemption()
         self.step = 0
         self.micro_steps = 0
+        self.saved_step = 0
         self.skipped = SkippedSteps()
         self.collapse = CollapseWatch()
         # Rank 0 writes the metrics.
@@ -144,10 +150,9 @@ class Trainer:
             self._restore(resumed_from)
         on_rank_zero(self._write_settings)
 
-    def _prepare_folder(self) -> Path | None:
+    def _prepare_folder(self) -> None:
         self.folder.create()
         checkpoints.clear_unfinished(self.folder.checkpoints)
-        return checkpoints.choose_checkpoint(self.config.training.resume, self.folder.checkpoints)
 
     def _write_settings(self) -> None:
         write_text(self.folder.config, save_config(self.config))
@@ -161,8 +166,20 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: Weights are not finite, or too many steps in a row; the last checkpoint is intact.
+            PreemptedError: A scheduler asked the run to stop; it is saved.
             UserError: The disk is full.
         """
+        with self.preemption:
+            try:
+                return self._take_steps()
+            except PreemptedError:
+                # Out here the model is what it is in training, wherever the signal was noticed.
+                if self.saved_step != self.step:
+                    self._save()
+                self.checkpointer.finish()
+                raise
+
+    def _take_steps(self) -> Path:
         settings = self.config.training
         batches = self._batches(settings.max_steps - self.step)
         log = self._open_log()
@@ -171,6 +188,7 @@ class Trainer:
         )
         self.model.train()
         try:
+            self._write_missed_samples(log)
             while self.step < settings.max_steps:
                 metrics = self._optimizer_step(batches)
                 if log is not None:
@@ -178,11 +196,14 @@ class Trainer:
                 progress.update()
                 progress.set_postfix(loss="skipped" if metrics.loss is None else f"{metrics.loss:.4f}")
                 last = self.step == settings.max_steps
-                if last or self.step % settings.checkpoint_steps == 0:
+                stopped_by = self._agree()
+                if last or stopped_by or self.step % settings.checkpoint_steps == 0:
                     if log is not None:
                         log.sync()
                     self._save()
-                if not last and settings.sample_steps and self.step % settings.sample_steps == 0:
+                if stopped_by:
+                    raise PreemptedError(stopped_by, self.step)
+                if self._samples_due():
                     self._write_samples(log)
             progress.close()
             return self._finish(log)
@@ -195,7 +216,7 @@ class Trainer:
         """Takes optimizer steps that are neither logged nor saved; every rank must call it.
 
         Raises:
-            NonFiniteLossError: The loss is not finite.
+            NonFiniteLossError: Weights are not finite, or too many steps in a row.
         """
         batches = self._batches(steps)
         self.model.train()
@@ -361,21 +382,30 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        checkpoints.save_checkpoint(
-            self.engine,
-            self.folder.checkpoints,
-            self._state(),
-            kept=self.config.training.checkpoints_kept,
-            rank_state=self._rank_state(),
-        )
+        self.checkpointer.save(self.engine, self._state(), rank_state=self._rank_state())
+        self.saved_step = self.step
+
+    def _agree(self) -> int:
+        """The signal that any rank was sent, or 0; also publishes a checkpoint that all ranks have written by now."""
+        signal, busy = max_over_ranks([self.preemption.pending, int(self.checkpointer.busy)], self.device)
+        if not busy:
+            self.checkpointer.finish()
+        return signal
+
+    def _stop_if_asked(self) -> None:
+        stopped_by = self._agree()
+        if stopped_by:
+            raise PreemptedError(stopped_by, self.step)
 
     def _restore(self, path: Path) -> None:
-        state, rank_state = checkpoints.load_checkpoint(self.engine, path, expected=self._state())
+        state, rank_state = checkpoints.load_checkpoint(
+            self.engine, path, expected=self._state(), scratch=self.folder.checkpoints
+        )
         if state.step > self.config.training.max_steps:
             raise UserError(
                 f"{path} has taken {state.step} steps, more than training.max_steps {self.config.training.max_steps}"
             )
-        self.step, self.micro_steps = state.step, state.micro_steps
+        self.step, self.micro_steps, self.saved_step = state.step, state.micro_steps, state.step
         self.skipped = SkippedSteps(**state.skipped)
         if self.framer is not None and state.framer:
             self.framer.load_state_dict(state.framer)
@@ -383,19 +413,31 @@ class Trainer:
 
     def _rank_state(self) -> dict[str, Any]:
         """What a checkpoint must hold of this rank alone."""
-        return {} if self.ema is None else {"ema": self.ema.state_dict()}
+        return {} if self.ema is None else {EMA: self.ema.state_dict()}
 
     def _load_rank_state(self, state: dict[str, Any]) -> None:
         if self.ema is not None:
-            self.ema.load_state_dict(state.get("ema", {}))
+            self.ema.load_state_dict(state.get(EMA, {}))
+
+    def _samples_due(self) -> bool:
+        every, last = self.config.training.sample_steps, self.step == self.config.training.max_steps
+        return every > 0 and self.step > 0 and self.step % every == 0 and not last
+
+    def _write_missed_samples(self, log: MetricsLog | None) -> None:
+        """Writes those of the step resumed from, where the run was stopped before it could."""
+        if self._samples_due() and not on_rank_zero(lambda: self.folder.sample_table(self.step).is_file()):
+            self._write_samples(log)
 
     def _evaluated_weights(self) -> AbstractContextManager[None]:
         """The average of the weights in the model's place, where there is one; every rank must enter and leave."""
         return nullcontext() if self.ema is None else self.ema.swapped_in()
 
+    def _evaluate(self) -> Evaluated:
+        return restore_heldout(self.model, self.heldout, self.config, self.device, before_each=self._stop_if_asked)
+
     def _write_samples(self, log: MetricsLog | None) -> None:
         with self._evaluated_weights():
-            evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+            evaluated = self._evaluate()
         if self.rank == 0:
             write_samples(self.folder, evaluated, step=self.step)
             self._show_samples(log)
@@ -405,9 +447,12 @@ class Trainer:
             log.write_image("samples", self.folder.sample_sheet(self.step), step=self.step)
 
     def _finish(self, log: MetricsLog | None) -> Path:
+        self.checkpointer.finish()
         with self._evaluated_weights():
-            evaluated = restore_heldout(self.model, self.heldout, self.config, self.device)
+            evaluated = self._evaluate()
+            self._stop_if_asked()
             export_model(self.engine, self.config, self.folder.export)
+            self._stop_if_asked()
             report = write_run_report(
                 self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
             )

@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 from framer.config.training import TrainConfig
 from framer.errors import UserError
+from framer.training.preemption import PreemptedError
 from framer.training.ranks import gather_objects, start_distributed
 from framer.training.rendezvous import read_place
 
@@ -222,6 +223,9 @@ def watch_ranks(config: TrainConfig) -> Iterator[None]:
     watchdog = _meet(config.health.rank_timeout)
     try:
         yield
+    except PreemptedError:  # which all ranks leave with together
+        watchdog.finish()
+        raise
     except BaseException as error:
         watchdog.report(error)
         raise

@@ -32,7 +32,7 @@ from framer.data.shards.manifest import (
     parse_manifest,
 )
 from framer.data.shards.verify import file_sha256, is_intact
-from framer.data.workers import ignore_interrupt, loaded
+from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
 from framer.extras import require
 from framer.files import sync_folder, write_bytes, write_text
@@ -182,7 +182,7 @@ def _encoded(dataset: RealISRDataset, plan: _Plan, row: int, workers: int) -> It
         sampler=range(row, len(plan.rows)),
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),
     )
     return loaded(loader)

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from framer.data.images import ImageError
-from framer.data.workers import ignore_interrupt, loaded
+from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
 
 
@@ -34,7 +34,7 @@ class _Failing(Dataset[int]):
 
 
 def _taken(failure: BaseException | signal.Signals, workers: int) -> tuple[list[int], BaseException | None]:
-    loader = DataLoader(_Failing(failure), batch_size=None, num_workers=workers, worker_init_fn=ignore_interrupt)
+    loader = DataLoader(_Failing(failure), batch_size=None, num_workers=workers, worker_init_fn=leave_signals_to_parent)
     taken: list[int] = []
     try:
         taken.extend(int(item) for item in loaded(loader))

@@ -100,7 +100,7 @@ def test_checkpoint_of_another_model_size(tmp_path: Path, uninterrupted: Path) -
     assert "Traceback" not in result.stderr
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_run_whose_only_checkpoint_is_damaged(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, training={"max_steps": 2})
     assert train("--config", str(config)).returncode == 0
     checkpoint = tmp_path / "run/checkpoints/step-00000002"
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     result = train("--config", str(config), "training.max_steps=4")
     assert result.returncode == 2
-    assert f"cannot load {checkpoint}" in result.stderr
+    assert f"no checkpoint of this run is whole: {checkpoint}: {file.name} has 1000 bytes instead of" in result.stderr
     assert "Traceback" not in result.stderr
 
 

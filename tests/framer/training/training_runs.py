@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
     "evaluation": {"crop_size": 64, "num_inference_steps": 1},
 }
 
-_TRAIN_ALL = """
+TRAIN_ALL = """
 import sys
 from framer.training.command import main
 for config in sys.argv[1:]:
@@ -63,8 +63,8 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def start_training(*arguments: str) -> subprocess.Popen[str]:
-    """Starts ``train.py`` as a single process."""
+def start_training(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
+    """Starts ``train.py`` as a single process, in a process group of its own if asked for."""
     return subprocess.Popen(
         [sys.executable, "train.py", *arguments],
         cwd=REPOSITORY,
@@ -72,6 +72,7 @@ def start_training(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
     )
 
 
@@ -82,14 +83,10 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def run_on_ranks(world_size: int, program: str, configs: list[Path], *, timeout: float) -> list[tuple[int, str]]:
-    """Runs a Python program with the configurations as arguments on ``world_size`` ranks.
-
-    Returns:
-        Exit status and standard error of each rank.
-    """
+def start_on_ranks(world_size: int, program: str, configs: list[Path]) -> list[subprocess.Popen[str]]:
+    """Starts a Python program with the configurations as arguments on ``world_size`` ranks."""
     port = free_port()
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-c", program, *map(str, configs)],
             cwd=REPOSITORY,
@@ -107,6 +104,15 @@ def run_on_ranks(world_size: int, program: str, configs: list[Path], *, timeout:
         )
         for rank in range(world_size)
     ]
+
+
+def run_on_ranks(world_size: int, program: str, configs: list[Path], *, timeout: float) -> list[tuple[int, str]]:
+    """Runs a Python program with the configurations as arguments on ``world_size`` ranks.
+
+    Returns:
+        Exit status and standard error of each rank.
+    """
+    processes = start_on_ranks(world_size, program, configs)
     try:
         errors = [process.communicate(timeout=timeout)[1] for process in processes]
     finally:
@@ -117,7 +123,7 @@ def run_on_ranks(world_size: int, program: str, configs: list[Path], *, timeout:
 
 def train_on_ranks(world_size: int, configs: list[Path]) -> None:
     """Trains one configuration after the other on the same ``world_size`` processes."""
-    for status, errors in run_on_ranks(world_size, _TRAIN_ALL, configs, timeout=500):
+    for status, errors in run_on_ranks(world_size, TRAIN_ALL, configs, timeout=500):
         assert status == 0, errors[-4000:]
 
 
