@@ -19,15 +19,14 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRECISIONS = ("fp32", "bf16")
 # Ranks that saved, ranks that go on, ZeRO stage, precision.
 Move = tuple[int, int, int, str]
-MOVES: list[Move] = [(2, 1, 0, "bf16"), (2, 1, 2, "fp32"), (2, 1, 3, "fp32")]
+MOVES: list[Move] = [(2, 1, 2, "bf16"), (2, 1, 2, "fp32"), (2, 1, 3, "fp32")]
 MORE_MOVES: list[Move] = [
     (2, 1, 0, "fp32"),
     (2, 1, 1, "fp32"),
-    (2, 1, 2, "bf16"),
     (2, 1, 3, "bf16"),
     (1, 2, 0, "fp32"),
     (1, 2, 1, "fp32"),
-    (1, 2, 1, "bf16"),
+    (1, 2, 2, "bf16"),
     (1, 2, 2, "fp32"),
     (1, 2, 3, "fp32"),
 ]
@@ -53,7 +52,10 @@ def _run(folder: Path, moves: list[Move]) -> Path:
         halfway = first[before][-1].rename(folder / _name(move) / "halfway.yaml")
         first[before][-1] = halfway
         second[after].append(tiny_config(folder / _name(move), **_settings(stage, precision, after, 4)))
-    whole = [tiny_config(folder / precision, **_settings(0, precision, 1, 4)) for precision in PRECISIONS]
+    whole = [
+        tiny_config(folder / precision, **_settings(0 if precision == "fp32" else 2, precision, 1, 4))
+        for precision in PRECISIONS
+    ]
     if first[1]:
         train_on_ranks(1, first[1])
     train_on_ranks(2, first[2])
