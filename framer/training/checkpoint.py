@@ -84,10 +84,14 @@ class TrainerState:
     """Counts of skipped steps."""
 
     @property
+    def pass_samples(self) -> int:
+        """Samples that all ranks together take in a forward pass."""
+        return int(self.config["training"]["batch_size"]) * self.world_size
+
+    @property
     def step_samples(self) -> int:
         """Samples that all ranks together take in an optimizer step."""
-        training = self.config["training"]
-        return int(training["batch_size"]) * int(training["gradient_accumulation_steps"]) * self.world_size
+        return self.pass_samples * int(self.config["training"]["gradient_accumulation_steps"])
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -474,6 +478,12 @@ def _check_same_run(checkpoint: Path, state: TrainerState, expected: TrainerStat
                 f"this run has {expected.world_size} and would take {expected.step_samples}. Set training.batch_size "
                 f"and training.gradient_accumulation_steps so that they make {state.step_samples}, or start as many "
                 "ranks"
+            )
+        if expected.config["data"]["buckets"] and state.pass_samples != expected.pass_samples:
+            raise UserError(
+                f"{checkpoint} was saved by ranks that together took {state.pass_samples} samples a forward pass; this "
+                f"run's would take {expected.pass_samples}, and data.buckets would give it other samples. Set "
+                f"training.batch_size so that it makes {state.pass_samples}, or start as many ranks"
             )
         changeable += _CHANGEABLE_WITH_RANKS
     before, now = _flat(state.config), _flat(expected.config)

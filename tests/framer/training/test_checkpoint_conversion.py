@@ -30,6 +30,7 @@ MORE_MOVES: list[Move] = [
     (1, 2, 2, "fp32"),
     (1, 2, 3, "fp32"),
 ]
+FROZEN_MOVES: list[Move] = [(2, 1, 0, "fp32"), (2, 1, 2, "fp32"), (2, 1, 3, "fp32"), (2, 1, 3, "bf16")]
 
 
 def _settings(stage: int, precision: str, ranks: int, max_steps: int) -> dict[str, Any]:
@@ -41,19 +42,19 @@ def _name(move: Move) -> str:
     return "{}-to-{}-zero{}-{}".format(*move)
 
 
-def _run(folder: Path, moves: list[Move]) -> Path:
+def _run(folder: Path, moves: list[Move], **sections: Any) -> Path:
     # Stage 3 last: it changes how the whole process rounds.
     moves = sorted(moves, key=lambda move: move[2])
     first: dict[int, list[Path]] = {1: [], 2: []}
     second: dict[int, list[Path]] = {1: [], 2: []}
     for move in moves:
         before, after, stage, precision = move
-        first[before].append(tiny_config(folder / _name(move), **_settings(stage, precision, before, 2)))
+        first[before].append(tiny_config(folder / _name(move), **_settings(stage, precision, before, 2), **sections))
         halfway = first[before][-1].rename(folder / _name(move) / "halfway.yaml")
         first[before][-1] = halfway
-        second[after].append(tiny_config(folder / _name(move), **_settings(stage, precision, after, 4)))
+        second[after].append(tiny_config(folder / _name(move), **_settings(stage, precision, after, 4), **sections))
     whole = [
-        tiny_config(folder / precision, **_settings(0 if precision == "fp32" else 2, precision, 1, 4))
+        tiny_config(folder / precision, **_settings(0 if precision == "fp32" else 2, precision, 1, 4), **sections)
         for precision in PRECISIONS
     ]
     if first[1]:
@@ -117,6 +118,19 @@ def test_export_of_a_checkpoint_equals_the_run_s(runs: Path, move: Move, tmp_pat
 def test_export_of_a_checkpoint_equals_the_run_s_in_every_stage(more_runs: Path, move: Move, tmp_path: Path) -> None:
     # Of one rank and of two.
     _assert_exports_the_same(more_runs / _name(move) / "run", tmp_path / "export")
+
+
+@pytest.fixture(scope="module")
+def partly_frozen_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    trainable = {"trainable": ["control", "transformer_blocks.*.norm1.*", "proj_out.*"]}
+    return _run(tmp_path_factory.mktemp("frozen"), FROZEN_MOVES, model=trainable)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("move", FROZEN_MOVES, ids=_name)
+def test_frozen_parameters_go_along(partly_frozen_runs: Path, move: Move, tmp_path: Path) -> None:
+    _assert_went_on(partly_frozen_runs, move)
+    _assert_exports_the_same(partly_frozen_runs / _name(move) / "run", tmp_path / "export")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
