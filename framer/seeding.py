@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 
 import numpy as np
@@ -39,3 +40,10 @@ def normal_per_sample(shape: torch.Size | tuple[int, ...], indices: list[int], *
         float32 ``[B, *shape]`` on the CPU.
     """
     return torch.stack([torch.randn(shape, generator=generator(*parts, index)) for index in indices])
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds the global generators of torch, Python and NumPy, for code that draws from them."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global generator is the one that others draw from)

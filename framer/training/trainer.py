@@ -30,7 +30,7 @@ from framer.models.build import build_transformer, pretrained_folder
 from framer.models.restoration import check_restoration
 from framer.models.trainable import freeze_the_rest, trainable_parameters
 from framer.planning.flops import model_flops_per_sample
-from framer.seeding import derived_seed
+from framer.seeding import derived_seed, seed_generators
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
@@ -117,7 +117,7 @@ class Trainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_rank_zero(self._prepare_folder)
         resumed_from = checkpoints.choose_checkpoint(config.training.resume, self.folder.checkpoints)
-        torch.manual_seed(derived_seed(config.seed, "rank", self.rank))
+        seed_generators(derived_seed(config.seed, "rank", self.rank))
         self.engine = start_engine(transformer, config)
         self.device = torch.device(self.engine.device)
         self.model: SD3Transformer2DModel = self.engine.module

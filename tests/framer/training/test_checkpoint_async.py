@@ -115,12 +115,11 @@ def test_an_error_of_the_writer_comes_out(
     ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16")]
 )
 def test_every_stage_on_two_ranks(tmp_path: Path, stage: int, precision: str) -> None:
-    configs = []
     for background in (False, True):
         training = {**SETTINGS, "checkpoint_async": background, "batch_size": 2, "precision": precision}
-        folder = tmp_path / str(background)
-        configs.append(tiny_config(folder, training=training, deepspeed={"zero_stage": stage}))
-    train_on_ranks(2, configs)
+        config = tiny_config(tmp_path / str(background), training=training, deepspeed={"zero_stage": stage})
+        # In processes of their own: stage 3 numbers parameters on from the engine before, and saves the numbers.
+        train_on_ranks(2, [config])
     _assert_same_checkpoints(tmp_path / "True", tmp_path / "False")
 
 
