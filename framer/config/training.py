@@ -127,8 +127,9 @@ class TrainConfig(ConfigSection):
         if self.training.precision != "fp32" and self.deepspeed.zero_stage < 2:
             raise ValueError(
                 f"training.precision {self.training.precision} needs deepspeed.zero_stage 2 or 3, got "
-                f"{self.deepspeed.zero_stage}: in stage 0 DeepSpeed sums gradients in low precision, and in stage 1 a "
-                "resumed run would not equal an uninterrupted one; on one rank stage 2 costs nothing"
+                f"{self.deepspeed.zero_stage}: in stage 0 DeepSpeed sums gradients in low precision, and in stage 1 it "
+                "takes another optimizer, which keeps all gradients in float32 on every rank; on one rank stage 2 "
+                "costs nothing"
             )
         if self.model.compile_blocks and self.deepspeed.zero_stage == 3:
             raise ValueError(

@@ -195,8 +195,8 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_is_allowed(
         (
             "training: {precision: fp16}",
             "training.precision fp16 needs deepspeed.zero_stage 2 or 3, got 0: in stage 0 DeepSpeed sums gradients in "
-            "low precision, and in stage 1 a resumed run would not equal an uninterrupted one; on one rank stage 2 "
-            "costs nothing",
+            "low precision, and in stage 1 it takes another optimizer, which keeps all gradients in float32 on every "
+            "rank; on one rank stage 2 costs nothing",
         ),
         (
             "model: {compile_blocks: true}\ndeepspeed: {zero_stage: 3}",
