@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch.utils.data import DataLoader
@@ -13,6 +15,8 @@ from torch.utils.data import DataLoader
 from framer.errors import UserError
 
 Item = TypeVar("Item")
+
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*", re.DOTALL)
 
 
 def loaded(loader: DataLoader[Item]) -> Iterator[Item]:
@@ -22,18 +26,34 @@ def loaded(loader: DataLoader[Item]) -> Iterator[Item]:
         UserError: A sample cannot be made, or a worker process was killed.
     """
     try:
-        yield from loader
+        with dead_workers_named():
+            yield from loader
     except UserError as error:
         # A worker wraps its error's message in its traceback, whose last line holds the message.
         lines = str(error).strip().splitlines()
         if len(lines) == 1:
             raise
         raise UserError(lines[-1].partition(": ")[2]) from None
+
+
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Turns torch's error about a data worker that has died, which may surface anywhere, into advice.
+
+    Raises:
+        UserError: A data worker has died.
+    """
+    try:
+        yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+        found = _DEAD_WORKER.search(str(error))
+        if found is None:
             raise
+        cause = " ".join(found[0].split()).rstrip(".")
         raise UserError(
-            f"a process that makes samples has died, perhaps for lack of memory; try fewer workers ({error})"
+            f"a data worker has died: {cause}. Killed means that the machine ran out of memory (see dmesg): lower "
+            "data.workers or training.batch_size; a bus error that /dev/shm is too small. "
+            "data.workers=0 shows an error of the worker's own"
         ) from error
 
 

@@ -1,19 +1,15 @@
-"""Waiting for data: warnings while a batch does not come, and a clear error where a data worker has died."""
+"""Waiting for data: warnings while a batch does not come."""
 
 from __future__ import annotations
 
 import multiprocessing
-import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from framer.errors import UserError
 from framer.extras import require
-
-_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*", re.DOTALL)
 
 
 @contextmanager
@@ -59,23 +55,3 @@ def _state_of(workers: int) -> str:
         f"its {workers} data workers: {states}. Where they sleep, the storage is slow or hangs: copy the photographs "
         "to a local disk; where they run, raise data.workers or choose a lighter data.degradation"
     )
-
-
-@contextmanager
-def dead_workers_named() -> Iterator[None]:
-    """Turns torch's error about a data worker that has died, which may surface anywhere, into advice.
-
-    Raises:
-        UserError: A data worker has died.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        found = _DEAD_WORKER.search(str(error))
-        if found is None:
-            raise
-        raise UserError(
-            f"a data worker has died: {' '.join(found[0].split())} Killed means that the machine ran out of memory "
-            "(see dmesg): lower data.workers or training.batch_size; a bus error that /dev/shm is too small. "
-            "data.workers=0 shows an error of the worker's own"
-        ) from error

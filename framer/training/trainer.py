@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from framer.analysis.history import LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
-from framer.data.buckets import CropSize
 from framer.data.samples import Sample
 from framer.data.sources import with_shard_settings
-from framer.distill import Framer, FramerOutput
+from framer.data.workers import dead_workers_named
+from framer.distill import Framer
 from framer.errors import UserError
 from framer.extras import require
 from framer.features.adapters import adapter_for
@@ -34,56 +31,35 @@ from framer.seeding import derived_seed, seed_generators
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
+from framer.training.checks import check_tokens
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
-from framer.training.engine import StepOutcome, check_engine, start_engine, step
+from framer.training.engine import check_engine, start_engine, step
 from framer.training.evaluation import Evaluated, load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.forward import ForwardPass
 from framer.training.hardware import memory_use, peak_flops
 from framer.training.health import (
-    NonFiniteLossError,
     SkippedSteps,
-    first_non_finite_layer,
-    non_finite_weight,
     spoiled_if_not_finite,
 )
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_step
 from framer.training.partitioning import build_partitioned_transformer
 from framer.training.preemption import PreemptedError, Preemption
-from framer.training.ranks import max_over_ranks, mean_over_ranks, on_rank_zero, start_distributed
+from framer.training.ranks import max_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
 from framer.training.shares import EMA
-from framer.training.stall import dead_workers_named, stall_warnings
+from framer.training.skipping import count_skipped
+from framer.training.stall import stall_warnings
+from framer.training.step_losses import MicroStep, layer_metrics, mean_losses, step_losses
 from framer.training.trackers import open_trackers
 from framer.training.watch import CollapseWatch
 from framer.training.watchdog import watch_ranks
-from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
-
-LAYER_METRICS = ("intra", "inter", "weight_lf", "weight_hf", "align_lf", "align_hf")
-
-
-class StepLosses(NamedTuple):
-    """Means over the micro-steps and ranks of one optimizer step."""
-
-    loss: Tensor
-    noise_loss: Tensor
-    framer_loss: Tensor
-    layers: Tensor
-    """``[6, N]``, in the order of ``LAYER_METRICS``; empty without FRAMER."""
-
-
-class MicroStep(NamedTuple):
-    """One forward and backward pass of this rank."""
-
-    losses: StepLosses
-    batch: Sample
-    outcome: StepOutcome
 
 
 class Trainer:
@@ -112,7 +88,7 @@ class Trainer:
             transformer = build_partitioned_transformer(config)
         else:
             transformer = build_transformer(config.model, seed=config.seed)
-        _check_tokens(transformer, config)
+        check_tokens(transformer, config)
         freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_rank_zero(self._prepare_folder)
@@ -254,21 +230,27 @@ class Trainer:
             self.micro_steps += 1
         self.step += 1
         outcome = parts[-1].outcome
-        losses = StepLosses(
-            *(
-                mean_over_ranks(torch.stack(values).mean(dim=0))
-                for values in zip(*(part.losses for part in parts), strict=True)
+        losses = mean_losses(parts)
+        reason: str | None = None
+        if outcome.skipped:
+            reason = count_skipped(
+                self.skipped,
+                parts,
+                losses,
+                model=self.model,
+                forward=self.forward,
+                config=self.config,
+                step=self.step,
+                advice=self._advice(),
             )
-        )
-        reason = self._count_skipped(parts, losses) if outcome.skipped else None
-        if not outcome.skipped:
+        else:
             self.skipped.consecutive = 0
             if self.ema is not None:
                 self.ema.update()
         seconds = time.perf_counter() - started
         images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
         taken = not outcome.skipped
-        layers = self._layer_metrics(losses.layers) if taken else None
+        layers = layer_metrics(losses, self.framer.layer_names) if taken and self.framer is not None else None
         warning = None if layers is None else self.collapse.observe(layers)
         if warning is not None and self.rank == 0:
             sys.stderr.write(f"\nwarning: step {self.step}: {warning}\n")
@@ -297,65 +279,15 @@ class Trainer:
         )
 
     def _micro_step(self, batch: Sample) -> MicroStep:
-        _, out, noise_loss, framer_loss = self.forward.losses(self.engine, batch)
-        loss = noise_loss + framer_loss
-        self.engine.backward(spoiled_if_not_finite(loss))
+        losses = self.forward.losses(self.engine, batch)
+        self.engine.backward(spoiled_if_not_finite(losses.noise + losses.framer))
         outcome = step(self.engine)
-        layers = torch.empty(0, device=self.device) if out is None else _mean_diagnostics(out)
-        losses = StepLosses(loss.detach(), noise_loss.detach(), framer_loss.detach(), layers)
-        return MicroStep(losses, batch, outcome)
-
-    def _count_skipped(self, parts: list[MicroStep], means: StepLosses) -> str:
-        """Counts the step that was just skipped; why it was.
-
-        Raises:
-            NonFiniteLossError: It is one too many, or no step can do better.
-        """
-        outcome = parts[-1].outcome
-        finite = math.isfinite(float(means.loss))
-        training = self.config.training
-        lowest = training.loss_scaling.min_scale if training.precision == "fp16" else math.inf
-        if self.skipped.count(finite_loss=finite, loss_scale=outcome.loss_scale, lowest_scale=lowest):
-            return f"the gradient overflows with the loss scale {outcome.loss_scale:g}, which is lowered"
-        if finite:
-            where = f"the first parameter with such a gradient is {outcome.bad_parameter or 'unknown'}"
-            reason = f"the gradient is not finite although the loss is; {where}"
-        else:
-            values = f"noise loss {float(means.noise_loss):g}, FRAMER loss {float(means.framer_loss):g}"
-            reason = f"the loss is not finite ({values}); {self._first_bad_layer(parts)}"
-        weight = non_finite_weight(self.model)
-        limit = self.config.health.max_skipped_steps
-        if weight is not None:
-            raise NonFiniteLossError(
-                f"step {self.step}: {reason}; the weight {weight} is not finite itself. {self._advice()}"
-            )
-        if self.skipped.consecutive > limit:
-            many = f" {self.skipped.consecutive} steps in a row (health.max_skipped_steps {limit})." if limit else ""
-            raise NonFiniteLossError(f"step {self.step}: {reason}.{many} {self._advice()}")
-        if self.rank == 0:
-            sys.stderr.write(
-                f"\nstep {self.step} skipped: {reason} ({self.skipped.consecutive} in a row, at most {limit}; "
-                f"{self.skipped.total} in all)\n"
-            )
-        return reason
-
-    def _first_bad_layer(self, parts: list[MicroStep]) -> str:
-        losses = mean_over_ranks(torch.stack([part.losses.loss for part in parts]))
-        bad = int(torch.isfinite(losses).logical_not().int().argmax())
-        _, inputs = self.forward.prepare(parts[bad].batch)
-        layer = first_non_finite_layer(self.model, inputs)
-        return f"the first layer whose output is not finite is {layer}" if layer else "every layer's output is finite"
+        return MicroStep(step_losses(losses), batch, outcome)
 
     def _advice(self) -> str:
         saved = checkpoints.find_checkpoints(self.folder.checkpoints)
         last = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
         return f"Try a lower optimizer.lr or training.gradient_clipping; {last}."
-
-    def _layer_metrics(self, layers: Tensor) -> LayerMetrics | None:
-        if self.framer is None:
-            return None
-        values = dict(zip(LAYER_METRICS, layers.tolist(), strict=True))
-        return LayerMetrics(names=list(self.framer.layer_names), **values)
 
     def _open_log(self) -> MetricsLog | None:
         log: MetricsLog | None = None
@@ -464,30 +396,3 @@ def train(config: TrainConfig) -> Path:
     """Trains as the configuration says; the report's path."""
     with watch_ranks(config), dead_workers_named():
         return Trainer(config).train()
-
-
-def _mean_diagnostics(out: FramerOutput) -> Tensor:
-    return torch.stack([getattr(out.layers, name).float().mean(dim=1) for name in LAYER_METRICS])
-
-
-def _check_tokens(model: SD3Transformer2DModel, config: TrainConfig) -> None:
-    patch, largest = int(model.config.patch_size), int(model.config.pos_embed_max_size)
-    crop = config.data.crop_size
-    # Crops of crop_size are the tiles of inference, even where buckets give the sizes in training.
-    sizes = {f"data.crop_size {crop}": CropSize(crop, crop)}
-    sizes |= {f"data.buckets [{h}, {w}]": CropSize(h, w) for h, w in config.data.buckets}
-    for key, size in sizes.items():
-        if size.height % patch or size.width % patch or max(size) // patch > largest:
-            raise UserError(
-                f"{key}: the model needs multiples of its patch size {patch}, at most {patch * largest} a side"
-            )
-        height, width = size if config.framer.feature_space != "hidden" else (size.height // patch, size.width // patch)
-        if config.framer.enabled and config.framer.bands == "radial":
-            try:
-                BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, height, width, dtype=torch.complex64))
-            except ValueError as error:
-                raise UserError(f"framer.cutoff {config.framer.cutoff} with {key}: {error}") from None
-    if config.evaluation.crop_size % patch:
-        raise UserError(
-            f"evaluation.crop_size {config.evaluation.crop_size}: the model needs a multiple of its patch size {patch}"
-        )

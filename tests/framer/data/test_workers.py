@@ -55,7 +55,7 @@ def test_an_error_of_the_users_keeps_its_message(kind: type[UserError], workers:
 def test_a_worker_that_was_killed() -> None:
     _, error = _taken(signal.SIGKILL, 1)
     assert isinstance(error, UserError)
-    assert "a process that makes samples has died, perhaps for lack of memory; try fewer workers" in str(error)
+    assert "a data worker has died: DataLoader worker (pid" in str(error)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,8 +13,9 @@ from training_runs import TINY, start_training, tiny_config
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
+from framer.data.workers import dead_workers_named
 from framer.errors import UserError
-from framer.training.stall import dead_workers_named, stall_warnings
+from framer.training.stall import stall_warnings
 from framer.training.trainer import Trainer
 
 
