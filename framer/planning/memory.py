@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from math import ceil
+from typing import Final, NamedTuple
 
 from framer.config.training import TrainConfig
 from framer.planning.activations import BACKWARD, FRAMER, GRADIENT, FeatureMaps, MicroStep
 from framer.planning.ledger import Ledger, Peak, Phase
 from framer.planning.partitioning import DONE, NEEDED, Partitioned, WholeParameters
 from framer.planning.states import EngineSettings, states_class
+
+AVERAGE_ITEMSIZE: Final = 4
+"""Bytes of a weight's moving average, which each rank keeps of its own share."""
 
 
 class MemoryPlan(NamedTuple):
@@ -72,6 +76,10 @@ def predict_memory(
     device.hold("parameters", step.buffer_bytes)
     host.hold("activations", step.host_bytes)
     states.begin()
+    if config.training.ema.decay is not None:
+        share = states.total if settings.stage == 0 else ceil(states.total / world_size)
+        average = host if settings.offload_optimizer != "none" else device
+        average.hold("optimizer states", share * AVERAGE_ITEMSIZE)
     whole = None
     if settings.stage == 3:
         order = [moment.which for moment in step.moments if moment.event in NEEDED]
