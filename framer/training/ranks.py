@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -40,6 +41,8 @@ def start_distributed(config: DistributedConfig | None = None) -> None:
     config = config or DistributedConfig()
     deepspeed = require("deepspeed", extra="train")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls torch's collectives by names that a newer torch warns of; users can do nothing about it.
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     # It would compile a shared-memory collective for CPUs at start, and fail where there is no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     place = read_place(os.environ)
