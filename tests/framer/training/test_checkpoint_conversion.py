@@ -19,8 +19,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRECISIONS = ("fp32", "bf16")
 # Ranks that saved, ranks that go on, ZeRO stage, precision.
 Move = tuple[int, int, int, str]
-MOVES: list[Move] = [(2, 1, 2, "bf16"), (2, 1, 2, "fp32"), (2, 1, 3, "fp32")]
+MOVES: list[Move] = [(2, 1, 2, "bf16"), (2, 1, 3, "fp32")]
 MORE_MOVES: list[Move] = [
+    (2, 1, 2, "fp32"),
     (2, 1, 0, "fp32"),
     (2, 1, 1, "fp32"),
     (2, 1, 3, "bf16"),

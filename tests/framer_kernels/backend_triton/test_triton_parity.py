@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton.runtime") is None, reason="needs Triton")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton.runtime") is None, reason="needs Triton"),
+    pytest.mark.slow,
+]
 
 HERE = Path(__file__).parent
 # Of the arithmetic, relative to the largest value; float32 itself is at 3e-7.
