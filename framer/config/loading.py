@@ -150,7 +150,10 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             node[part] = {}
         node = node[part]
         if not isinstance(node, dict):
-            raise ConfigError(f"override '{override}': '{'.'.join(parts[:depth])}' is a value, not a section")
+            section = ".".join(parts[:depth])
+            raise ConfigError(
+                f"override '{override}': '{section}' is a value, not a section; give the whole of {section} anew"
+            )
     node[parts[-1]] = parsed
 
 

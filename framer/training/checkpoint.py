@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from framer.config.training import TrainingConfig
-from framer.errors import UserError
+from framer.config.loading import build_config
+from framer.config.training import TrainConfig, TrainingConfig
+from framer.errors import ConfigError, UserError
 from framer.files import sync_folder, sync_tree, write_text
 from framer.training.checkpoint_writer import CheckpointWriter, saving_through
 from framer.training.manifest import (
@@ -297,8 +298,7 @@ def choose_checkpoint(resume: str, folder: Path, *, set_aside: bool = True) -> P
     for path in found:
         damage = verify_checkpoint(path)
         if not damage:
-            if set_aside:
-                on_rank_zero(lambda: _set_aside(damaged, path))  # noqa: B023 (called at once)
+            on_rank_zero(lambda: _tell_damage(damaged, path, set_aside=set_aside))  # noqa: B023 (called at once)
             return path
         damaged[path] = damage
     if not damaged:
@@ -370,8 +370,11 @@ def verify_checkpoint(checkpoint: Path) -> list[str]:
     return damage + [message for part in gather_objects(find_damage(checkpoint, share)) for message in part]
 
 
-def _set_aside(damaged: Mapping[Path, list[str]], used: Path) -> None:
+def _tell_damage(damaged: Mapping[Path, list[str]], used: Path, *, set_aside: bool) -> None:
     for path, damage in damaged.items():
+        if not set_aside:
+            logger.warning("the checkpoint %s is damaged: %s. Training goes on from %s", path, ", ".join(damage), used)
+            continue
         aside = _free_name(path.with_name(f"{_DAMAGED}-{path.name}"))
         try:
             path.rename(aside)
@@ -486,7 +489,7 @@ def _check_same_run(checkpoint: Path, state: TrainerState, expected: TrainerStat
                 f"training.batch_size so that it makes {state.pass_samples}, or start as many ranks"
             )
         changeable += _CHANGEABLE_WITH_RANKS
-    before, now = _flat(state.config), _flat(expected.config)
+    before, now = _flat(_with_new_settings(state.config)), _flat(expected.config)
     changed = [
         f"{key} {before.get(key)} (now {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
@@ -497,6 +500,14 @@ def _check_same_run(checkpoint: Path, state: TrainerState, expected: TrainerStat
             f"{checkpoint} is of a run with other settings: {', '.join(changed)}; choose another output_dir for a new "
             "run, or go on with the old settings"
         )
+
+
+def _with_new_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's configuration with the defaults of settings that are younger than it."""
+    try:
+        return build_config(TrainConfig, config, source="of a checkpoint").model_dump(mode="json")
+    except ConfigError:  # a setting has gone since; it will be named as one that differs
+        return config
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -37,9 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--verbose says more about a dry run; give --dry-run too")
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
+        from framer.data.workers import dead_workers_named
         from framer.training.dry_run import dry_run
+        from framer.training.watchdog import watch_ranks
 
-        sys.stdout.write(dry_run(config, verbose=arguments.verbose))
+        with watch_ranks(config), dead_workers_named():
+            summary = dry_run(config, verbose=arguments.verbose)
+        sys.stdout.write(summary)
         return 0
     import torch.distributed as dist
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,9 +58,10 @@ def dry_run(config: TrainConfig, *, verbose: bool = False) -> str:
         start = trainer.step
         on_rank_zero(lambda: _check_disk(trainer, folder, saved=len(checkpoints.find_checkpoints(found))))
         steps = trainer.rehearse(min(STEPS, config.training.max_steps - start))
+        _check_steps(steps)
         all_crops = trainer.heldout
         crop = HeldOut(all_crops.names[:1], all_crops.hr[:1], all_crops.lr[:1], all_crops.lr_upsampled[:1])
-        evaluated = restore_heldout(trainer.model, crop, config, trainer.device)
+        evaluated = restore_heldout(trainer.model, crop, trainer.config, trainer.device)
         on_rank_zero(lambda: write_samples(trainer.folder, evaluated, step=trainer.step))
         on_rank_zero(lambda: _log(trainer, steps))
         memory = max(gather_objects(_peak_memory(trainer.device)))
@@ -71,13 +74,21 @@ def dry_run(config: TrainConfig, *, verbose: bool = False) -> str:
 @contextmanager
 def _temporary_folder(output: Path) -> Iterator[Path]:
     folder = on_rank_zero(lambda: _make_folder(output))
+    # By default the process would end at once and leave the folder behind.
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         unseen = None if folder.is_dir() else f"{folder}, made by rank 0, is not there"
         raise_on_all_ranks(unseen, "output_dir: all nodes must share its filesystem")
         yield folder
     finally:
+        signal.signal(signal.SIGTERM, previous)
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_steps(steps: list[TrainingStep]) -> None:
+    if steps and all(step.skipped for step in steps) and steps[-1].skipped_steps >= len(steps):
+        raise UserError(f"all {len(steps)} steps were skipped: {steps[-1].skip_reason}")
 
 
 def _make_folder(output: Path) -> Path:

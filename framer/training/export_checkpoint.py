@@ -106,8 +106,13 @@ def checkpoint_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
         # It reports its progress with print and a bar.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name, lazy_mode=True)
+        found = set(lazy)
         for name in list(lazy):
             yield name, lazy.pop(name).contiguous()
+        if whole.is_file():
+            # In stage 1 frozen parameters are there alone.
+            content = torch.load(whole, map_location="cpu", mmap=True, weights_only=False)
+            yield from ((name, value) for name, value in content["module"].items() if name not in found)
         return
     content = torch.load(whole, map_location="cpu", mmap=True, weights_only=False)
     yield from content["module"].items()

@@ -110,7 +110,9 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
             raise ValueError(f"format {content['format']!r}, expected {_FORMAT}")
         files = {name: FileRecord(int(f["size"]), str(f["sha256"])) for name, f in content["files"].items()}
     except FileNotFoundError:
-        raise ValueError(f"{MANIFEST_FILE} is missing") from None
+        raise ValueError(
+            f"{MANIFEST_FILE} is missing (checkpoints of versions without one cannot be continued)"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{MANIFEST_FILE} is damaged: {type(error).__name__}: {error}") from None
     if not files:

@@ -120,7 +120,7 @@ class Trainer:
         self.skipped = SkippedSteps()
         self.collapse = CollapseWatch()
         # Rank 0 writes the metrics.
-        self.sample_flops = model_flops_per_sample(config) if self.rank == 0 else None
+        self.sample_flops = _sample_flops(config) if self.rank == 0 else None
         self.peak_flops = peak_flops(config)
         if resumed_from is not None:
             self._restore(resumed_from)
@@ -390,6 +390,13 @@ class Trainer:
             )
         self._show_samples(log)
         return report
+
+
+def _sample_flops(config: TrainConfig) -> float | None:
+    try:
+        return model_flops_per_sample(config)
+    except UserError:  # a model that cannot be planned still trains, without these figures
+        return None
 
 
 def train(config: TrainConfig) -> Path:

@@ -354,7 +354,8 @@ def test_an_override_that_gives_a_key_twice_names_the_override(tmp_path: Path) -
 
 
 def test_an_override_below_a_value(tmp_path: Path) -> None:
-    expected = "override 'optimizer.betas.0=0.5': 'optimizer.betas' is a value, not a section"
+    expected = "override 'optimizer.betas.0=0.5': 'optimizer.betas' is a value, not a section; give the whole of "
+    expected += "optimizer.betas anew"
     assert message_of(tmp_path, "optimizer: {betas: [0.9, 0.99]}", "optimizer.betas.0=0.5") == expected
     assert problems_of(tmp_path, "", "optimizer.lr.x=1") == ["optimizer.lr: should be a number, got {'x': 1}"]
 

@@ -31,7 +31,7 @@ MORE_MOVES: list[Move] = [
     (1, 2, 2, "fp32"),
     (1, 2, 3, "fp32"),
 ]
-FROZEN_MOVES: list[Move] = [(2, 1, 0, "fp32"), (2, 1, 2, "fp32"), (2, 1, 3, "fp32"), (2, 1, 3, "bf16")]
+FROZEN_MOVES: list[Move] = [*((2, 1, stage, "fp32") for stage in range(4)), (2, 1, 3, "bf16")]
 
 
 def _settings(stage: int, precision: str, ranks: int, max_steps: int) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 from training_runs import read_steps, run_on_ranks, tiny_config
 
+from framer.config.loading import load_config
+from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.training import checkpoint as checkpoints
 from framer.training.checkpoint import choose_checkpoint
@@ -257,6 +259,15 @@ def test_a_disk_that_fills_up(
         assert background or len(list(checkpoint.parent.iterdir())) == 1
         assert main(["--config", str(config)]) == 0
         _assert_equal(folder, finished)
+
+
+def test_a_checkpoint_older_than_a_setting_has_its_default(tmp_path: Path) -> None:
+    config = load_config(TrainConfig, tiny_config(tmp_path)).model_dump(mode="json")
+    older = {key: value for key, value in config.items() if key != "health"}
+    older["training"] = {key: value for key, value in config["training"].items() if key != "ema"}
+    assert checkpoints._with_new_settings(older) == config
+    older["gone"] = 1
+    assert checkpoints._with_new_settings(older) == older
 
 
 def test_a_full_disk_is_seen_coming(
