@@ -169,7 +169,7 @@ from framer.training.checkpoint import Checkpointer
 from framer.training.command import main
 
 save = Checkpointer.save
-def save_with_average(self, engine, state):
+def save_with_average(self, engine, state, **_):
     shares = {{n: share(p) for n, p in engine.module.named_parameters()}}
     average = {{f"average.{{n}}": 2 * part.detach() for n, part in shares.items() if part is not None}}
     save(self, engine, state, rank_state={{"ema": {{"updates": 1, **average}}}})
