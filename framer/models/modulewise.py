@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from framer.errors import UserError
 from framer.models.weights import WeightReader
+from framer.patching import replaced
 
 Place = Callable[[nn.Module], None]
 Fill = Callable[[str, nn.Module], None]
@@ -31,11 +32,8 @@ def large_parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[assignment, method-assign]
-    try:
+    with replaced(nn.Module, "register_parameter", register_on_meta):
         yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def fill_modules(model: nn.Module, fill: Fill | None, place: Place, *, kept: str) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from framer.patching import replaced
+
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
@@ -15,12 +17,8 @@ def fused_attention() -> Iterator[None]:
 
     What GPUs run (flash and memory-efficient attention) and what CPUs run keep the same, in operators of other names.
     """
-    original = torch.nn.functional.scaled_dot_product_attention
-    torch.nn.functional.scaled_dot_product_attention = _fused
-    try:
+    with replaced(torch.nn.functional, "scaled_dot_product_attention", _fused):
         yield
-    finally:
-        torch.nn.functional.scaled_dot_product_attention = original
 
 
 def _fused(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from framer.extras import require
+from framer.patching import replaced
 
 NEEDED_FORWARD: Final = "needed forward"
 DONE_FORWARD: Final = "done forward"
@@ -32,12 +33,8 @@ DONE: Final = (DONE_FORWARD, DONE_BACKWARD)
 def memory_efficient_linear() -> Iterator[None]:
     """Linear layers as stage 3 makes them, which keep the parameter and not a view of its gathered storage."""
     wrapped = require("deepspeed.runtime.zero.linear", extra="train").zero3_linear_wrap
-    original = torch.nn.functional.linear
-    torch.nn.functional.linear = wrapped
-    try:
+    with replaced(torch.nn.functional, "linear", wrapped):
         yield
-    finally:
-        torch.nn.functional.linear = original
 
 
 class PartitioningEvents:

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from framer.config.training import TrainConfig
 from framer.errors import UserError
-from framer.training import checkpoint as checkpoints
+from framer.training.checkpoint_choice import choose_checkpoint
+from framer.training.checkpoint_folder import find_checkpoints
 from framer.training.effective_config import effective_config
 from framer.training.evaluation import HeldOut, restore_heldout
 from framer.training.export import DTYPES
@@ -53,10 +54,10 @@ def dry_run(config: TrainConfig, *, verbose: bool = False) -> str:
     output = Path(config.output_dir).expanduser()
     with _temporary_folder(output) as folder:
         found = RunFolder(output).checkpoints
-        resumed_from = checkpoints.choose_checkpoint(config.training.resume, found, set_aside=False)
+        resumed_from = choose_checkpoint(config.training.resume, found, set_aside=False)
         trainer = Trainer(_rehearsal(config, folder, resumed_from))
         start = trainer.step
-        on_rank_zero(lambda: _check_disk(trainer, folder, saved=len(checkpoints.find_checkpoints(found))))
+        on_rank_zero(lambda: _check_disk(trainer, folder, saved=len(find_checkpoints(found))))
         steps = trainer.rehearse(min(STEPS, config.training.max_steps - start))
         _check_steps(steps)
         all_crops = trainer.heldout

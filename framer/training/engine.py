@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.extras import require
+from framer.patching import replaced
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -181,31 +182,16 @@ def _plain_step(engine: DeepSpeedEngine) -> StepOutcome:
         return StepOutcome(norm, False, 1.0, None)
     bad = _first_bad_gradient(engine.module)
     # The engine must count the step and drop the gradient all the same.
-    with _replaced(engine.optimizer, "step", lambda: None):
+    with replaced(engine.optimizer, "step", lambda: None):
         engine.step()
     return StepOutcome(norm, True, 1.0, bad)
-
-
-@contextmanager
-def _replaced(target: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Puts a function in the place of an object's method meanwhile."""
-    own = vars(target).get(name)
-    setattr(target, name, method)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(target, name)
-        else:
-            setattr(target, name, own)
 
 
 @contextmanager
 def _bad_gradient_seen(engine: DeepSpeedEngine, *, look: bool) -> Iterator[list[str]]:
     """Looks for the bad gradient where DeepSpeed has found one, in the moment before it drops them all."""
     optimizer = engine.optimizer
-    name = "clear_hp_grads" if hasattr(optimizer, "clear_hp_grads") else "zero_grad"
-    drop = getattr(optimizer, name)
+    drop = optimizer.zero_grad
     seen: list[str] = []
     done = not look
 
@@ -217,7 +203,7 @@ def _bad_gradient_seen(engine: DeepSpeedEngine, *, look: bool) -> Iterator[list[
             seen.extend([bad] if bad else [])
         return drop(*args, **kwargs)
 
-    with _replaced(optimizer, name, look_and_drop):
+    with replaced(optimizer, "zero_grad", look_and_drop):
         yield seen
 
 

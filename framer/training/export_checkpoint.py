@@ -53,10 +53,10 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
 
     from framer.config.loading import build_config
     from framer.config.training import TrainConfig
-    from framer.training.checkpoint import STATE_FILE, read_state
     from framer.training.export import DTYPES, write_export
     from framer.training.manifest import find_damage, read_manifest
     from framer.training.shares import whole_averages
+    from framer.training.trainer_state import STATE_FILE, read_state
 
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from framer.analysis.history import StepMetrics
-from framer.errors import UserError
-from framer.files import write_text
+from framer.files import write_text, writing
 from framer.training.hardware import MemoryUse
 from framer.training.trackers import Tracker
 
@@ -102,7 +101,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, trackers: Sequence[Tracker] = (), start_step: int) -> None:
         self._path = path
         self._trackers = trackers
-        with _writing(path):
+        with writing(path):
             _keep_until(path, start_step)
             self._file = path.open("a", encoding="utf-8")
 
@@ -112,7 +111,7 @@ class MetricsLog:
         Raises:
             UserError: The file cannot be written to, as on a full disk.
         """
-        with _writing(self._path):
+        with writing(self._path):
             self._file.write(metrics.model_dump_json() + "\n")
             self._file.flush()
             for tracker in self._trackers:
@@ -124,7 +123,7 @@ class MetricsLog:
         Raises:
             UserError: As :meth:`write`.
         """
-        with _writing(self._path.parent):
+        with writing(self._path.parent):
             for tracker in self._trackers:
                 tracker.log_image(name, path, step)
 
@@ -134,7 +133,7 @@ class MetricsLog:
         Raises:
             UserError: As :meth:`write`.
         """
-        with _writing(self._path):
+        with writing(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -143,7 +142,7 @@ class MetricsLog:
         Raises:
             UserError: As :meth:`write`.
         """
-        with _writing(self._path), ExitStack() as closing:
+        with writing(self._path), ExitStack() as closing:
             for tracker in self._trackers:
                 closing.callback(tracker.close)
             closing.callback(self._file.close)
@@ -154,14 +153,6 @@ def last_step(path: Path) -> int:
     if not path.is_file():
         return 0
     return max((step for step, _ in _lines(path)), default=0)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _keep_until(path: Path, last_step: int) -> None:

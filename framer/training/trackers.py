@@ -6,8 +6,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -16,7 +15,7 @@ from framer.config.trackers import WandbConfig
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.extras import require
-from framer.files import write_text
+from framer.files import write_text, writing
 from framer.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class TensorBoardTracker:
     def __init__(self, folder: Path, config: TrainConfig, *, start_step: int) -> None:
         require("tensorboard", extra="train")
         writer_class = require("torch.utils.tensorboard", extra="train").SummaryWriter
-        with _writing(folder):
+        with writing(folder):
             self._writer: SummaryWriter = writer_class(str(folder), purge_step=start_step + 1)
             self._writer.add_text("config", f"```yaml\n{save_config(config)}```", start_step)
 
@@ -118,7 +117,7 @@ class WandbTracker:
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb = require("wandb", extra="wandb")
         state = folder / "wandb" / WANDB_STATE
-        with _writing(state.parent):
+        with writing(state.parent):
             state.parent.mkdir(exist_ok=True)
         self._failed = False
         run_id, logged_before = _read_state(state)
@@ -198,11 +197,3 @@ def _read_state(path: Path) -> tuple[str, int]:
         return str(state["id"]), int(state["last_logged"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}; remove it to log to a new run of W&B") from None
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -31,6 +31,8 @@ from framer.seeding import derived_seed, seed_generators
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.batches import build_dataset, stream_batches
+from framer.training.checkpoint_choice import choose_checkpoint
+from framer.training.checkpoint_folder import clear_unfinished, find_checkpoints
 from framer.training.checks import check_tokens
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
@@ -55,6 +57,7 @@ from framer.training.skipping import count_skipped
 from framer.training.stall import stall_warnings
 from framer.training.step_losses import MicroStep, layer_metrics, mean_losses, step_losses
 from framer.training.trackers import open_trackers
+from framer.training.trainer_state import TrainerState
 from framer.training.watch import CollapseWatch
 from framer.training.watchdog import watch_ranks
 
@@ -92,7 +95,7 @@ class Trainer:
         freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_rank_zero(self._prepare_folder)
-        resumed_from = checkpoints.choose_checkpoint(config.training.resume, self.folder.checkpoints)
+        resumed_from = choose_checkpoint(config.training.resume, self.folder.checkpoints)
         seed_generators(derived_seed(config.seed, "rank", self.rank))
         self.engine = start_engine(transformer, config)
         self.device = torch.device(self.engine.device)
@@ -128,7 +131,7 @@ class Trainer:
 
     def _prepare_folder(self) -> None:
         self.folder.create()
-        checkpoints.clear_unfinished(self.folder.checkpoints)
+        clear_unfinished(self.folder.checkpoints)
 
     def _write_settings(self) -> None:
         write_text(self.folder.config, save_config(self.config))
@@ -285,7 +288,7 @@ class Trainer:
         return MicroStep(step_losses(losses), batch, outcome)
 
     def _advice(self) -> str:
-        saved = checkpoints.find_checkpoints(self.folder.checkpoints)
+        saved = find_checkpoints(self.folder.checkpoints)
         last = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
         return f"Try a lower optimizer.lr or training.gradient_clipping; {last}."
 
@@ -301,8 +304,8 @@ class Trainer:
         on_rank_zero(open_log)
         return log
 
-    def _state(self) -> checkpoints.TrainerState:
-        return checkpoints.TrainerState(
+    def _state(self) -> TrainerState:
+        return TrainerState(
             step=self.step,
             micro_steps=self.micro_steps,
             framer=dict(self.framer.state_dict()) if self.framer is not None else {},

@@ -12,7 +12,7 @@ from training_runs import read_steps, tiny_config, train_on_ranks
 
 from framer.config.loading import build_config, load_config
 from framer.config.training import TrainConfig
-from framer.training.checkpoint import find_checkpoints
+from framer.training.checkpoint_folder import find_checkpoints
 from framer.training.checkpoint_writer import CheckpointWriter
 from framer.training.command import main
 from framer.training.manifest import find_damage, read_manifest
@@ -80,7 +80,7 @@ def test_published_at_the_next_step_once_written(tmp_path: Path, monkeypatch: py
     def save_and_wait(*arguments: object, **settings: object) -> None:
         found.append([path.name for path in find_checkpoints(tmp_path / "run/checkpoints")])
         save(*arguments, **settings)  # type: ignore[arg-type]
-        assert trainer.checkpointer.in_flight
+        assert trainer.checkpointer._writer is not None
         trainer.checkpointer._writer._thread.join()  # type: ignore[union-attr]
         assert not trainer.checkpointer.busy
 

@@ -22,9 +22,10 @@ from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.training import checkpoint as checkpoints
-from framer.training.checkpoint import choose_checkpoint
+from framer.training.checkpoint_choice import choose_checkpoint
 from framer.training.command import main
 from framer.training.ranks import start_distributed
+from framer.training.trainer_state import with_new_settings
 
 SETTINGS = {"max_steps": 6, "checkpoint_steps": 2, "checkpoints_kept": 3}
 MODEL_FILE = "mp_rank_00_model_states.pt"
@@ -161,7 +162,7 @@ def test_training_goes_on_from_the_checkpoint_before(
 _CHOOSE = """
 import sys
 from pathlib import Path
-from framer.training.checkpoint import choose_checkpoint
+from framer.training.checkpoint_choice import choose_checkpoint
 from framer.training.ranks import start_distributed
 start_distributed()
 print(choose_checkpoint("auto", Path(sys.argv[1])).name, file=sys.stderr)
@@ -245,7 +246,7 @@ def test_a_disk_that_fills_up(
         config = tiny_config(folder, training=settings)
         assert main(["--config", str(config), "training.max_steps=2"]) == 0
         with monkeypatch.context() as patched, (_small_files if limit == "file" else fill)() as told:
-            patched.setattr(checkpoints, "_size_of_newest", lambda folder: 0)  # not seen coming
+            patched.setattr(checkpoints, "size_of_newest", lambda folder: 0)  # not seen coming
             assert main(["--config", str(config)]) == 2
         message = capsys.readouterr().err
         checkpoint, metrics = folder / "run/checkpoints" / BEFORE, folder / "run/metrics.jsonl"
@@ -265,9 +266,9 @@ def test_a_checkpoint_older_than_a_setting_has_its_default(tmp_path: Path) -> No
     config = load_config(TrainConfig, tiny_config(tmp_path)).model_dump(mode="json")
     older = {key: value for key, value in config.items() if key != "health"}
     older["training"] = {key: value for key, value in config["training"].items() if key != "ema"}
-    assert checkpoints._with_new_settings(older) == config
+    assert with_new_settings(older) == config
     older["gone"] = 1
-    assert checkpoints._with_new_settings(older) == older
+    assert with_new_settings(older) == older
 
 
 def test_a_full_disk_is_seen_coming(

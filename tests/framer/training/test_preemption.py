@@ -19,7 +19,7 @@ from training_runs import read_steps, run_on_ranks, start_training, tiny_config
 from framer.data.workers import leave_signals_to_parent
 from framer.inference.restore import Restorer
 from framer.training import trainer as trainers
-from framer.training.checkpoint import verify_checkpoint
+from framer.training.checkpoint_choice import verify_checkpoint
 from framer.training.checkpoint_writer import CheckpointWriter
 from framer.training.command import main
 from framer.training.preemption import PreemptedError, Preemption

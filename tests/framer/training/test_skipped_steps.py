@@ -212,7 +212,7 @@ def test_the_counts_survive_a_resume(tmp_path: Path) -> None:
         resumed.train()
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_a_bad_gradient_of_a_good_loss_names_its_parameter(tmp_path: Path, zero_stage: int) -> None:
     sections = {
         **TINY,
@@ -224,6 +224,8 @@ def test_a_bad_gradient_of_a_good_loss_names_its_parameter(tmp_path: Path, zero_
     trainer.model.transformer_blocks[1].attn.to_q.weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"such a gradient is transformer_blocks\.1\.attn\.to_q\.weight"):
         trainer.train()
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
+    assert (tmp_path / "run/metrics.jsonl").read_text() == ""
 
 
 def test_overflows_of_the_loss_scale_count_apart_until_it_is_at_its_lowest() -> None:

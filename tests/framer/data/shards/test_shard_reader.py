@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shard_cases import dataset_of, make_shards, photographs
+from shard_cases import dataset_of, make_shards
 from torch.utils.data import DataLoader
 
 from framer.data.dataset import RealISRDataset
@@ -21,18 +21,6 @@ from framer.data.shards.reader import ShardDataset
 from framer.data.shards.verify import verify_shards
 from framer.data.workers import loaded
 from framer.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return photographs(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def shards(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards") / "out"
-    make_shards(dataset_of(photos), folder)
-    return folder
 
 
 @pytest.fixture

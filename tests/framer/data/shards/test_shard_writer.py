@@ -17,24 +17,12 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from shard_cases import contents, dataset_of, make_shards, photographs
+from shard_cases import contents, dataset_of, make_shards
 
 from framer.data.images import write_png
 from framer.data.shards import writer
 from framer.data.shards.manifest import MANIFEST_FILE, UNFINISHED_FILE, read_manifest
 from framer.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return photographs(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def shards(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards") / "out"
-    make_shards(dataset_of(photos), folder)
-    return folder
 
 
 def test_the_folder_is_what_the_manifest_says(shards: Path) -> None:
