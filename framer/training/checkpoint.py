@@ -145,8 +145,19 @@ class Checkpointer:
             shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             raise UserError(f"cannot publish the checkpoint {final}: {error}") from error
-        every = self._settings.checkpoint_keep_every
-        for old in find_checkpoints(self._folder)[: -self._settings.checkpoints_kept]:
+        self._remove_old()
+
+    def remove_old(self) -> None:
+        """Removes what the settings do not keep; every rank must call it.
+
+        Saving does the same; a run that was killed between publishing and removing, or whose settings changed, has more
+        of them.
+        """
+        on_rank_zero(self._remove_old)
+
+    def _remove_old(self) -> None:
+        kept, every = self._settings.checkpoints_kept, self._settings.checkpoint_keep_every
+        for old in find_checkpoints(self._folder)[:-kept]:
             if not (every and step_of(old) % every == 0):
                 shutil.rmtree(put_aside(old), ignore_errors=True)
 

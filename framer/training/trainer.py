@@ -127,6 +127,7 @@ class Trainer:
         self.peak_flops = peak_flops(config)
         if resumed_from is not None:
             self._restore(resumed_from)
+            self.checkpointer.remove_old()
         on_rank_zero(self._write_settings)
 
     def _prepare_folder(self) -> None:

@@ -185,6 +185,13 @@ def test_milestones_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [BEFORE, NEWEST]
 
 
+def test_resuming_removes_what_a_kill_left(copied: Path) -> None:
+    # A kill between publishing a checkpoint and removing the oldest leaves one more than is kept.
+    settings = {**SETTINGS, "checkpoints_kept": 2}
+    assert main(["--config", str(tiny_config(copied, training=settings))]) == 0
+    assert sorted(path.name for path in (copied / "run/checkpoints").iterdir()) == [BEFORE, NEWEST]
+
+
 def test_a_milestone_must_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"checkpoint_steps": 2, "checkpoint_keep_every": 3}
     assert main(["--config", str(tiny_config(tmp_path, training=settings))]) == 2
