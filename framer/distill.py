@@ -10,8 +10,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -20,16 +20,9 @@ from torch import Tensor, nn
 
 from framer.config.distillation import FramerConfig
 from framer.errors import ConfigError
-from framer.features import (
-    BlockTap,
-    Capture,
-    CaptureError,
-    FeatureError,
-    UnsupportedModelError,
-    adapter_for,
-    feature_maps,
-)
-from framer.features.spaces import PredictionType
+from framer.features import Capture, CaptureError, FeatureError, FeatureTap, adapter_for, feature_space
+from framer.features.selection import select_layers
+from framer.features.spaces import PredictionType, ToSpace
 from framer.negatives import draw_negatives
 from framer_kernels import BandSplit, FramerLoss, framer_loss
 
@@ -38,10 +31,10 @@ class Features(NamedTuple):
     """The feature maps of one forward pass, in the configured feature space.
 
     Attributes:
-        students: The maps ``[B, C, H, W]`` of all blocks but the last.
-        teacher: The last block's map, detached.
+        students: The students' maps, ``[B, C, H, W]``; of a video's F frames ``[B*F, C, H, W]``.
+        teacher: The teacher's map, detached.
         layer_names: The students' names within the model.
-        teacher_name: The last block's name within the model.
+        teacher_name: The teacher's name within the model.
     """
 
     students: list[Tensor]
@@ -58,7 +51,7 @@ class FramerOutput(NamedTuple):
         layers: The unreduced loss ``[N]`` and the diagnostics ``[N, B]``, as ``framer_kernels`` gives them.
         negatives: For each student the index of the student that served as its random-layer negative.
         layer_names: The students' names within the model.
-        teacher_name: The last block's name within the model.
+        teacher_name: The teacher's name within the model.
     """
 
     total: Tensor
@@ -88,7 +81,7 @@ class FramerOutput(NamedTuple):
 class Framer:
     """Adds the FRAMER loss to the training of a diffusers model.
 
-    Every block but the last is a student, the last one is the teacher. A forward pass inside ``capture``
+    By default every block but the last is a student and the last one the teacher. A forward pass inside ``capture``
     is recorded, and ``loss`` spends the record: one ``capture`` and one ``loss`` for each forward pass,
     also in gradient accumulation. Outside of ``capture`` the model carries nothing of it.
 
@@ -103,8 +96,8 @@ class Framer:
             and ``velocity`` depend on it.
 
     Raises:
-        UnsupportedModelError: The model has no adapter, or fewer than 3 blocks.
-        ConfigError: The config has ``enabled=False``.
+        UnsupportedModelError: Where the model keeps its features is not known, or it has fewer than 3 blocks.
+        ConfigError: The config has ``enabled=False``, or its students and teacher are not in the model.
     """
 
     def __init__(
@@ -120,14 +113,14 @@ class Framer:
             raise ConfigError("framer.enabled is false: train without a Framer, or set it to true.")
         self._adapter = adapter_for(model)
         names = self._adapter.block_names
-        if len(names) < 3:
-            raise UnsupportedModelError(
-                f"the model has {len(names)} blocks; FRAMER needs 3 or more, 2 students and the teacher."
-            )
-        self.layer_names, self.teacher_name = names[:-1], names[-1]
+        self._students, self._teacher = select_layers(names, self.config.students, self.config.teacher)
+        self.layer_names = tuple(names[student] for student in self._students)
+        self.teacher_name = names[self._teacher]
         self._group = group
         self._prediction_type: PredictionType = prediction_type
-        self._tap = BlockTap(self._adapter)
+        average = self.config.teacher == "ema"
+        self._tap = FeatureTap(self._adapter, self._students if average else (*self._students, self._teacher))
+        self._teacher_tap = FeatureTap(self._adapter, (self._teacher,)) if average else None
         self._draws = 0
         self._detached = False
 
@@ -141,6 +134,23 @@ class Framer:
         if self._detached:
             raise CaptureError("this Framer was detached; make a new one to capture again.")
         return self._tap.record()
+
+    @contextmanager
+    def capture_teacher(self) -> Iterator[None]:
+        """Records the teacher's feature of the one forward pass inside, which runs without gradients.
+
+        Only where the config's teacher is ``ema``: the model, holding its averaged weights meanwhile, must see the same
+        input as inside :meth:`capture`, before or after it.
+
+        Raises:
+            ConfigError: The teacher is a layer of the same forward pass.
+            CaptureError: As in :meth:`capture`.
+            FeatureError: As in :meth:`capture`.
+        """
+        if self._teacher_tap is None:
+            raise ConfigError(f"capture_teacher() is for framer.teacher=ema; it is {self.config.teacher}")
+        with torch.no_grad(), self._teacher_tap.record(gradients=False):
+            yield
 
     def features(
         self,
@@ -160,15 +170,25 @@ class Framer:
             CaptureError: Nothing is captured.
             FeatureError: A tensor that the feature space needs is missing or has another shape.
         """
-        students, teacher = feature_maps(
-            self._captured(),
-            self._adapter,
-            self.config.feature_space,
-            sample=sample,
-            sigmas=sigmas,
-            conditioning=conditioning,
-            prediction_type=self._prediction_type,
-        )
+        adapter, space = self._adapter, self.config.feature_space
+
+        def to_space(capture: Capture) -> ToSpace:
+            return feature_space(
+                capture,
+                adapter,
+                space,
+                sample=sample,
+                sigmas=sigmas,
+                conditioning=conditioning,
+                prediction_type=self._prediction_type,
+            )
+
+        own = self._captured()
+        taught = own if self._teacher_tap is None else self._captured_teacher()
+        convert = to_space(own)
+        with torch.no_grad():
+            teacher = to_space(taught)(taught.features[self._teacher]).detach()
+        students = [adapter.to_teacher(student, convert(own.features[student]), teacher) for student in self._students]
         return Features(students, teacher, self.layer_names, self.teacher_name)
 
     def loss(
@@ -215,12 +235,12 @@ class Framer:
             raise FeatureError(f"FRAMER loss: {error}") from error
         reduced = layers.loss.sum() if config.reduce == "sum" else layers.loss.mean()
         self._draws += 1
-        self._tap.clear()
+        self._clear()
         return FramerOutput(config.weight * reduced, layers, tuple(negatives), self.layer_names, self.teacher_name)
 
     def detach(self) -> None:
         """Drops what is captured and refuses further captures; the model itself carries nothing of it."""
-        self._tap.clear()
+        self._clear()
         self._detached = True
 
     def state_dict(self) -> dict[str, int]:
@@ -246,6 +266,20 @@ class Framer:
                 "each call of loss(), which drops them."
             )
         return capture
+
+    def _captured_teacher(self) -> Capture:
+        assert self._teacher_tap is not None
+        if self._teacher_tap.capture is None:
+            raise CaptureError(
+                "framer.teacher=ema, and no teacher's feature is captured: run the model with its averaged weights "
+                "inside 'with framer.capture_teacher():' before each call of loss()."
+            )
+        return self._teacher_tap.capture
+
+    def _clear(self) -> None:
+        self._tap.clear()
+        if self._teacher_tap is not None:
+            self._teacher_tap.clear()
 
     def _check_gradient(self, students: list[Tensor]) -> None:
         if any(student.requires_grad for student in students):

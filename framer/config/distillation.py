@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from framer.config.base import ConfigSection
+from framer.config.types import NonNegativeInt
 from framer_kernels.types import Backend, BandKind, FawMode, GroupMode, Precision, Representation
 
 _RELEASED: Final[Mapping[str, object]] = {
@@ -45,6 +46,16 @@ class FramerConfig(ConfigSection):
     feature_space: Literal["hidden", "x0", "velocity"] = "hidden"
     """What a feature map is: `hidden`, a block's output tokens; `velocity`, these tokens through the model's
     own output head; `x0`, the clean latent that this velocity implies."""
+
+    students: Literal["all"] | Annotated[int, Field(ge=1)] | Annotated[list[NonNegativeInt], Field(min_length=2)] = (
+        "all"
+    )
+    """Which layers learn from the teacher: `all` before it; a number k: every k-th of them; or a list of layers,
+    counted from 0."""
+
+    teacher: Literal["last", "ema"] | NonNegativeInt = "last"
+    """Whose feature teaches: the `last` layer's; a layer's by its number; or `ema`, the last layer's of the model with
+    its averaged weights on the same input (`training.ema`), which takes one more forward pass."""
 
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Factor of the reduced loss beside the noise loss; 0 or more."""

@@ -352,7 +352,7 @@ def test_loss_without_effect_is_refused():
 
 
 def test_models_that_cannot_be_distilled():
-    with pytest.raises(UnsupportedModelError, match="no adapter for Linear"):
+    with pytest.raises(UnsupportedModelError, match="does not know where Linear keeps"):
         Framer(nn.Linear(2, 2))
     with pytest.raises(UnsupportedModelError, match="2 blocks; FRAMER needs 3"):
         Framer(build(num_layers=2))

@@ -1,20 +1,27 @@
-"""Adapters by model class: a new family is one file here and one line in the registry."""
+"""Adapters by model class: a new transformer is a few lines in the catalogue."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Callable
 
 from torch import nn
 
 from framer.features.adapters.base import Adapter
-from framer.features.adapters.sd3 import SD3Adapter
+from framer.features.adapters.catalogue import LAYOUTS
+from framer.features.adapters.layouts import TransformerLayout
+from framer.features.adapters.structure import how_to_declare, recognise
+from framer.features.adapters.transformer import TransformerAdapter
 from framer.features.errors import UnsupportedModelError
 
-__all__ = ["Adapter", "SD3Adapter", "adapter_for", "register_adapter"]
+__all__ = ["Adapter", "TransformerAdapter", "adapter_for", "register_adapter", "register_layout"]
 
-# By name: importing every diffusers model to compare classes would cost seconds at start.
-_ADAPTERS: dict[str, type[Adapter]] = {"SD3Transformer2DModel": SD3Adapter}
+logger = logging.getLogger(__name__)
+
+_ADAPTERS: dict[str, Callable[[nn.Module], Adapter]] = {}
 
 
-def register_adapter(model_class: str, adapter: type[Adapter]) -> None:
+def register_adapter(model_class: str, adapter: Callable[[nn.Module], Adapter]) -> None:
     """Declares the adapter of a model class and of its subclasses.
 
     Args:
@@ -24,8 +31,22 @@ def register_adapter(model_class: str, adapter: type[Adapter]) -> None:
     _ADAPTERS[model_class] = adapter
 
 
+def register_layout(model_class: str, layout: TransformerLayout) -> None:
+    """Declares where a class of transformers, and its subclasses, keep their blocks and image tokens.
+
+    Args:
+        model_class: Name of the class, for example ``"SD3Transformer2DModel"``.
+        layout: Where; a later declaration replaces an earlier one.
+    """
+    register_adapter(model_class, lambda model: TransformerAdapter(model, layout))
+
+
+for _name, _layout in LAYOUTS.items():
+    register_layout(_name, _layout)
+
+
 def adapter_for(model: nn.Module) -> Adapter:
-    """Finds the model within its wrappers and gives the adapter of its class.
+    """Finds the model within its wrappers and gives the adapter of its class, or one that fits its structure.
 
     Args:
         model: A diffusers model, alone or within DeepSpeed's engine, ``DistributedDataParallel`` or
@@ -35,19 +56,21 @@ def adapter_for(model: nn.Module) -> Adapter:
         An adapter bound to the model itself.
 
     Raises:
-        UnsupportedModelError: No class of the model, nor of what it wraps, has an adapter.
+        UnsupportedModelError: No class of the model, nor of what it wraps, has an adapter, and its structure leaves a
+            doubt.
     """
     candidate: object = model
-    chain: list[str] = []
+    chain: list[nn.Module] = []
     while isinstance(candidate, nn.Module):
         for cls in type(candidate).__mro__:
             if cls.__name__ in _ADAPTERS:
                 return _ADAPTERS[cls.__name__](candidate)
-        chain.append(type(candidate).__name__)
+        chain.append(candidate)
         candidate = getattr(candidate, "_orig_mod", None) or getattr(candidate, "module", None)
-    got = " around ".join(chain) if chain else type(model).__name__
-    raise UnsupportedModelError(
-        f"FRAMER has no adapter for {got}. Known model classes: {', '.join(sorted(_ADAPTERS))}. For another "
-        "one, subclass framer.features.Adapter and declare it with "
-        "framer.features.register_adapter('ModelClassName', YourAdapter)."
-    )
+    if chain and (recognised := recognise(chain[-1])) is not None:
+        name = type(chain[-1]).__name__
+        logger.info("%s is not known; its %d blocks were recognised by structure", name, len(recognised.blocks))
+        return recognised
+    got = " around ".join(type(module).__name__ for module in chain) if chain else type(model).__name__
+    innermost = type(chain[-1]).__name__ if chain else "ModelClassName"
+    raise UnsupportedModelError(f"FRAMER does not know where {got} keeps its feature maps. {how_to_declare(innermost)}")

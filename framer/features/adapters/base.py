@@ -1,32 +1,31 @@
-"""What FRAMER must know about a family of diffusion transformers."""
+"""What FRAMER must know about a family of diffusion models."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from framer.features.adapters.layouts import Arguments, TokenGrid
+from framer.features.errors import FeatureError
+
+
+class HeadArguments(NamedTuple):
+    """What a model gives the first module of its output head beside the tokens, such as the conditioning vector."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
 
 class Adapter(ABC):
-    """Says where a family of diffusers transformers keeps its blocks, image tokens and output head.
-
-    The model must call its blocks through diffusers' ``_gradient_checkpointing_func(block, *arguments)`` when
-    ``gradient_checkpointing`` is set, as diffusers' own transformers do.
+    """Says where a family of models keeps its layers, what a layer's feature is, and how features become maps.
 
     Args:
-        model: The diffusers model itself, without a wrapper about it.
+        model: The model itself, without a wrapper about it.
     """
-
-    block_arguments: ClassVar[tuple[str, ...]]
-    """Names of the arguments that the model hands to a block, in the order in which it hands them over."""
-
-    conditioning_argument: ClassVar[str]
-    """Which of ``block_arguments`` is the conditioning vector that the output head takes as well."""
-
-    sample_argument: ClassVar[str] = "hidden_states"
-    """Name of the first argument of the model's forward: its noisy input, ``[B, C, H, W]``."""
 
     def __init__(self, model: nn.Module) -> None:
         # Typed Any: every family has attributes of its own, and diffusers carries no types.
@@ -35,36 +34,71 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The blocks in the order of the forward pass; the last one is the teacher."""
+        """The layers in the order of the forward pass."""
 
     @abstractmethod
-    def image_tokens(self, block_output: Any) -> Tensor:
-        """Picks the image tokens ``[B, h*w, D]`` out of what a block returns, without copying them."""
-
-    @abstractmethod
-    def token_grid(self, sample: Tensor) -> tuple[int, int]:
-        """Rows and columns of tokens ``(h, w)`` that the model makes of its input ``[B, C, H, W]``."""
-
-    @abstractmethod
-    def predict(self, tokens: Tensor, conditioning: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Applies the model's own final norm, output projection and unpatchify.
+    def feature(self, index: int, output: Any) -> Tensor:
+        """The tensor that holds a layer's feature, out of what the layer returns; not a copy.
 
         Args:
-            tokens: Image tokens ``[B, h*w, D]``.
-            conditioning: Conditioning vector of the blocks, ``[B, E]``.
-            grid: Rows and columns of tokens.
-
-        Returns:
-            The prediction ``[B, C, H, W]``; of the last block's tokens, the model's own output.
+            index: Number of the layer.
+            output: What it returned.
         """
 
-    def input_sample(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """Finds the noisy input among the arguments of the model's forward."""
-        sample: Tensor = args[0] if args else kwargs[self.sample_argument]
-        return sample
+    @abstractmethod
+    def token_grid(self, arguments: Arguments) -> TokenGrid:
+        """The grid of the last layer's feature map, from the arguments of the model's forward.
+
+        Raises:
+            FeatureError: They do not tell one grid.
+        """
+
+    @abstractmethod
+    def to_map(self, index: int, feature: Tensor, arguments: Arguments, grid: TokenGrid) -> Tensor:
+        """A layer's feature as a map, ``[B*F, D, h, w]`` for F frames, a view where possible.
+
+        Raises:
+            FeatureError: The feature does not fill the grid.
+        """
+
+    def to_teacher(self, index: int, feature: Tensor, teacher: Tensor) -> Tensor:
+        """A student's map in the teacher's shape.
+
+        Args:
+            index: Number of the student's layer.
+            feature: Its map ``[B*F, D, h, w]``.
+            teacher: The teacher's.
+
+        Raises:
+            FeatureError: Its shape is another one, and the family has no heads for that.
+        """
+        if feature.shape != teacher.shape:
+            raise FeatureError(
+                f"{self.block_names[index]} has a feature map of shape {list(feature.shape)}, but the teacher's has "
+                f"{list(teacher.shape)}: choose students and a teacher of one shape."
+            )
+        return feature
 
     @property
+    def head_module(self) -> nn.Module | None:
+        """The first module of the output head; None where the head is not known."""
+        return None
+
+    def predict(self, feature: Tensor, head_arguments: HeadArguments, grid: TokenGrid) -> Tensor:
+        """Applies the model's own output head.
+
+        Args:
+            feature: A layer's map as :meth:`to_map` gives it.
+            head_arguments: What the model gave the head beside the tokens.
+            grid: The grid of tokens.
+
+        Returns:
+            The prediction ``[B, C, H, W]``; of the last layer, the model's own output.
+        """
+        raise NotImplementedError
+
+    @cached_property
     def block_names(self) -> tuple[str, ...]:
-        """The blocks' names within the model, for example ``transformer_blocks.3``."""
+        """The layers' names within the model, for example ``transformer_blocks.3``."""
         names = {module: name for name, module in self.model.named_modules()}
         return tuple(names[block] for block in self.blocks)

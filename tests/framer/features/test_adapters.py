@@ -6,8 +6,9 @@ from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from framer.errors import UserError
-from framer.features import UnsupportedModelError, adapter_for, adapters, register_adapter
-from framer.features.adapters import SD3Adapter
+from framer.features import TransformerAdapter, UnsupportedModelError, adapter_for, adapters, register_adapter
+from framer.features.adapters.base import HeadArguments
+from framer.features.adapters.catalogue import LAYOUTS
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def compiled(model: nn.Module) -> nn.Module:
 def test_finds_the_model_and_names_its_blocks(make_model):
     model = make_model(num_layers=4)
     adapter = adapter_for(model)
-    assert isinstance(adapter, SD3Adapter)
+    assert isinstance(adapter, TransformerAdapter)
     assert adapter.block_names == tuple(f"transformer_blocks.{i}" for i in range(4))
     assert list(adapter.blocks) == list(model.transformer_blocks)
 
@@ -57,13 +58,12 @@ def test_unknown_model_is_refused_with_what_is_known_and_what_to_do():
         adapter_for(Wrapper(nn.Linear(2, 2)))
     message = str(caught.value)
     assert "Wrapper around Linear" in message
-    assert "SD3Transformer2DModel" in message
-    assert "register_adapter" in message
+    assert "register_layout('Linear'" in message
     assert isinstance(caught.value, UserError)
 
 
 def test_object_that_is_no_module_is_refused():
-    with pytest.raises(UnsupportedModelError, match="no adapter for str"):
+    with pytest.raises(UnsupportedModelError, match="does not know where str keeps"):
         adapter_for("stabilityai/stable-diffusion-3")  # type: ignore[arg-type]
 
 
@@ -72,13 +72,15 @@ def test_declared_adapter_is_found(make_model):
     class MyTransformer(nn.Module):
         pass
 
-    class MyAdapter(SD3Adapter):
-        pass
+    class MyAdapter(TransformerAdapter):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__(model, LAYOUTS["SD3Transformer2DModel"])
 
     register_adapter("MyTransformer", MyAdapter)
     model = MyTransformer()
+    model.transformer_blocks = nn.ModuleList([nn.Identity()])
     assert isinstance(adapter_for(model), MyAdapter)
-    assert type(adapter_for(make_model())) is SD3Adapter
+    assert type(adapter_for(make_model())) is TransformerAdapter
 
 
 def test_prediction_of_the_last_tokens_is_the_models_own(make_model, make_inputs):
@@ -87,6 +89,8 @@ def test_prediction_of_the_last_tokens_is_the_models_own(make_model, make_inputs
     model.norm_out.register_forward_pre_hook(lambda _, args: seen.update(tokens=args[0], temb=args[1]))
     expected = model(**inputs).sample
     adapter = adapter_for(model)
-    predicted = adapter.predict(seen["tokens"], seen["temb"], adapter.token_grid(inputs["hidden_states"]))
+    grid = adapter.token_grid(inputs)
+    feature = adapter.to_map(2, seen["tokens"], inputs, grid)
+    predicted = adapter.predict(feature, HeadArguments((seen["temb"],), {}), grid)
     assert predicted.shape == (2, 3, 8, 12)
     assert torch.equal(predicted, expected)

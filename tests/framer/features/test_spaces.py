@@ -4,26 +4,40 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from framer.features import BlockTap, Capture, FeatureError, adapter_for, feature_maps
+from framer.features import Adapter, Capture, FeatureError, FeatureTap, adapter_for, feature_space
+from framer.features.adapters.base import HeadArguments
 
 
 def captured(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Capture]:
-    tap = BlockTap(adapter_for(model))
+    tap = FeatureTap(adapter_for(model))
     with tap.record():
         prediction = model(**inputs).sample
     assert tap.capture is not None
     return prediction, tap.capture
 
 
+def feature_maps(capture: Capture, adapter: Adapter, space: str, **given: object) -> tuple[list[Tensor], Tensor]:
+    """All layers' maps in a space: the students', and the teacher's without gradient."""
+    convert = feature_space(capture, adapter, space, **given)
+    *students, teacher = capture.features.values()
+    with torch.no_grad():
+        taught = convert(teacher).detach()
+    return [convert(student) for student in students], taught
+
+
 def test_hidden_maps_are_views_of_the_tokens(make_model, make_inputs):
     model = make_model()
+    tokens: list[Tensor] = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda _, args, output: tokens.append(output[1]))
     _, capture = captured(model, make_inputs())
     students, teacher = feature_maps(capture, adapter_for(model), "hidden")
-    for tokens, view in zip(capture.tokens, [*students, teacher], strict=True):
+    assert len(tokens) == 3
+    for sequence, view in zip(tokens, [*students, teacher], strict=True):
         assert view.shape == (2, 16, 4, 6)
-        assert view.data_ptr() == tokens.data_ptr()
+        assert view.data_ptr() == sequence.data_ptr()
         # row-major tokens: the token at row 2, column 5 of 6
-        assert torch.equal(view[:, :, 2, 5], tokens[:, 2 * 6 + 5])
+        assert torch.equal(view[:, :, 2, 5], sequence[:, 2 * 6 + 5])
     assert all(student.requires_grad for student in students)
     assert not teacher.requires_grad
 
@@ -57,7 +71,7 @@ def test_exact_velocity_gives_the_clean_latent(make_model, make_inputs):
     noisy = torch.lerp(clean, noise, sigmas.view(2, 1, 1, 1))
     _, capture = captured(model, inputs)
     adapter = adapter_for(model)
-    adapter.predict = lambda tokens, conditioning, grid: noise - clean  # type: ignore[method-assign]
+    adapter.predict = lambda feature, arguments, grid: noise - clean  # type: ignore[method-assign]
     _, teacher = feature_maps(capture, adapter, "x0", sample=noisy, sigmas=sigmas)
     torch.testing.assert_close(teacher, clean)
 
@@ -88,7 +102,7 @@ def test_clean_latent_of_a_bfloat16_model_is_float32(make_model, make_inputs):
 @pytest.mark.parametrize("space", ["velocity", "x0"])
 def test_head_runs_under_the_autocast_that_the_blocks_saw(make_model, make_inputs, space):
     model, inputs = make_model(), make_inputs()
-    tap = BlockTap(adapter_for(model))
+    tap = FeatureTap(adapter_for(model))
     with tap.record(), torch.autocast("cpu", torch.bfloat16):
         prediction = model(**inputs).sample
     assert tap.capture is not None
@@ -104,7 +118,9 @@ def test_conditioning_may_be_replaced(make_model, make_inputs):
     adapter = adapter_for(model)
     other = torch.randn(2, 16)
     students, _ = feature_maps(capture, adapter, "velocity", conditioning=other)
-    torch.testing.assert_close(students[0], adapter.predict(capture.tokens[0], other, (4, 6)))
+    torch.testing.assert_close(
+        students[0], adapter.predict(capture.features[0], HeadArguments((other,), {}), capture.grid)
+    )
     with pytest.raises(FeatureError, match=r"conditioning has shape \[2, 8\].*\[2, 16\]"):
         feature_maps(capture, adapter, "velocity", conditioning=torch.randn(2, 8))
 
@@ -146,11 +162,11 @@ def test_head_keeps_no_hidden_tensor_where_blocks_are_recomputed(make_model, mak
     if checkpointing:
         model.enable_gradient_checkpointing()
     _, capture = captured(model, make_inputs())
-    owned = {tokens.data_ptr() for tokens in capture.tokens}
+    owned = {feature.data_ptr() for feature in capture.features.values()}
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in owned and tensor.shape == capture.tokens[0].shape:
+        if tensor.data_ptr() not in owned and tensor.shape == (2, 24, 16):
             saved.append(tensor)
         return tensor
 

@@ -10,14 +10,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from framer.errors import UserError
-from framer.features import BlockTap, Capture, CaptureError, FeatureError, adapter_for
+from framer.features import Capture, CaptureError, FeatureError, FeatureTap, adapter_for
 
 
-def tap_of(model: nn.Module) -> BlockTap:
-    return BlockTap(adapter_for(model))
+def tap_of(model: nn.Module) -> FeatureTap:
+    return FeatureTap(adapter_for(model))
 
 
-def record(tap: BlockTap, model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Capture]:
+def record(tap: FeatureTap, model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Capture]:
     with tap.record():
         prediction = model(**inputs).sample
     assert tap.capture is not None
@@ -47,23 +47,27 @@ def test_captures_the_very_tensors_that_flow_between_blocks(make_model, make_inp
     into, _ = watch_blocks(model)
     prediction, capture = record(tap_of(model), model, make_inputs())
 
-    assert [tokens.shape for tokens in capture.tokens] == [(2, 24, 16)] * 4
-    assert capture.grid == (4, 6)
+    assert [feature.shape for feature in capture.features.values()] == [(2, 16, 4, 6)] * 4
+    assert capture.grid == (1, 4, 6)
     assert capture.checkpointed is checkpointing
-    assert all(tokens is x for tokens, x in zip(capture.tokens, [*into[1:], flowing[0]], strict=True))
+    for feature, tokens in zip(capture.features.values(), [*into[1:], flowing[0]], strict=True):
+        assert feature.data_ptr() == tokens.data_ptr()
+        assert torch.equal(feature.flatten(2).transpose(1, 2), tokens)
     assert torch.equal(prediction, make_model(num_layers=4)(**make_inputs()).sample)
 
 
-def test_conditioning_is_what_the_blocks_saw(make_model, make_inputs):
+def test_head_arguments_are_what_the_model_gave_its_head(make_model, make_inputs):
     model, inputs = make_model(), make_inputs()
     _, capture = record(tap_of(model), model, inputs)
-    assert torch.equal(capture.conditioning, model.time_text_embed(inputs["timestep"], inputs["pooled_projections"]))
+    assert capture.head_arguments is not None
+    (conditioning,) = capture.head_arguments.args
+    assert torch.equal(conditioning, model.time_text_embed(inputs["timestep"], inputs["pooled_projections"]))
 
 
-def gradients(model: nn.Module, inputs: dict[str, torch.Tensor], tap: BlockTap) -> dict[str, torch.Tensor]:
+def gradients(model: nn.Module, inputs: dict[str, torch.Tensor], tap: FeatureTap) -> dict[str, torch.Tensor]:
     prediction, capture = record(tap, model, inputs)
     # A loss that saves tensors of its own from every feature, as FRAMER does.
-    extra = sum(tokens.float().tanh().square().mean() for tokens in capture.tokens)
+    extra = sum(feature.float().tanh().square().mean() for feature in capture.features.values())
     (prediction.square().mean() + extra).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -97,7 +101,7 @@ def test_recomputation_captures_nothing(make_model, make_inputs, early_stop):
         model.zero_grad()
     assert len(runs) == 2
     assert tap.capture is not None
-    assert len(tap.capture.tokens) == 3
+    assert len(tap.capture.features) == 3
 
 
 def test_users_checkpoint_function_runs_every_block_and_is_put_back(make_model, make_inputs):
@@ -127,6 +131,10 @@ def test_without_checkpointing_blocks_are_called_by_keyword_as_the_model_does(ma
     assert calls == own
 
 
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_model_is_left_as_it_was(make_model, make_inputs, checkpointing, fails):
@@ -134,7 +142,7 @@ def test_model_is_left_as_it_was(make_model, make_inputs, checkpointing, fails):
     if checkpointing:
         model.enable_gradient_checkpointing()
     before = dict(model.__dict__)
-    hooks = len(model._forward_pre_hooks)
+    hooks = hooks_of(model)
     tap = tap_of(model)
 
     def forward_then_fail() -> None:
@@ -148,7 +156,7 @@ def test_model_is_left_as_it_was(make_model, make_inputs, checkpointing, fails):
     else:
         record(tap, model, make_inputs())
     assert model.__dict__ == before
-    assert len(model._forward_pre_hooks) == hooks
+    assert hooks_of(model) == hooks == 0
     # and what failed does not stand in the way of the next one
     record(tap, model, make_inputs())
 
@@ -166,7 +174,7 @@ def test_no_reference_is_kept_after_clear(make_model, make_inputs):
     model = make_model()
     tap = tap_of(model)
     _, capture = record(tap, model, make_inputs())
-    alive = [weakref.ref(tokens) for tokens in capture.tokens]
+    alive = [weakref.ref(feature) for feature in capture.features.values()]
     del capture, _
     tap.clear()
     gc.collect()
@@ -233,7 +241,7 @@ def test_grid_of_a_positional_input_of_any_size(make_model, make_inputs, size, g
     with tap.record():
         model(inputs.pop("hidden_states"), **inputs)
     assert tap.capture is not None
-    assert tap.capture.grid == grid
+    assert tap.capture.grid == (1, *grid)
 
 
 def test_tokens_that_do_not_fill_the_grid_are_refused_with_both_numbers(make_model, make_inputs):
@@ -267,7 +275,7 @@ def test_frozen_first_blocks_are_captured(make_model, make_inputs):
     model.requires_grad_(False)
     model.transformer_blocks[1].requires_grad_(True)
     _, capture = record(tap_of(model), model, make_inputs())
-    assert [tokens.requires_grad for tokens in capture.tokens] == [False, True, True]
+    assert [feature.requires_grad for feature in capture.features.values()] == [False, True, True]
 
 
 def test_two_taps_on_one_model_both_capture(make_model, make_inputs):
@@ -277,7 +285,8 @@ def test_two_taps_on_one_model_both_capture(make_model, make_inputs):
         model(**make_inputs())
     assert outer.capture is not None
     assert inner.capture is not None
-    assert all(map(lambda a, b: a is b, outer.capture.tokens, inner.capture.tokens))
+    for number, feature in outer.capture.features.items():
+        assert feature.data_ptr() == inner.capture.features[number].data_ptr()
     assert model.gradient_checkpointing is False
 
 
@@ -285,7 +294,7 @@ def test_bfloat16(make_model, make_inputs):
     model = make_model().bfloat16()
     inputs = {k: v.bfloat16() if k != "timestep" else v for k, v in make_inputs().items()}
     _, capture = record(tap_of(model), model, inputs)
-    assert {tokens.dtype for tokens in capture.tokens} == {torch.bfloat16}
+    assert {feature.dtype for feature in capture.features.values()} == {torch.bfloat16}
     assert capture.autocast_dtype is None
 
 
