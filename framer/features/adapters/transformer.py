@@ -52,7 +52,7 @@ class TransformerAdapter(Adapter):
             value = output[place]
         if not isinstance(value, Tensor):
             raise FeatureError(
-                f"{self.block_names[index]} returned {_described(output)}, in which the layout of {self._class} expects "
+                f"{self.block_names[index]} returned {_described(output)}, where its class's layout expects "
                 f"image tokens [B, L, D]{'' if place is None else f' as element {place}'}."
             )
         return value
