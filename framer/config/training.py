@@ -105,16 +105,18 @@ class TrainConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> TrainConfig:
-        patch = self.model.architecture.patch_size
-        if self.model.pretrained is None and self.data.crop_size % patch:
-            raise ValueError(
-                f"data.crop_size {self.data.crop_size} is not a multiple of model.architecture.patch_size {patch}"
-            )
-        for height, width in self.data.buckets:
-            if self.model.pretrained is None and (height % patch or width % patch):
+        architecture = self.model.architecture
+        if self.model.pretrained is None and self.model.latents != "vae" and architecture.type == "sd3":
+            patch = architecture.patch_size
+            if self.data.crop_size % patch:
                 raise ValueError(
-                    f"data.buckets: [{height}, {width}] is not a multiple of model.architecture.patch_size {patch}"
+                    f"data.crop_size {self.data.crop_size} is not a multiple of model.architecture.patch_size {patch}"
                 )
+            for height, width in self.data.buckets:
+                if height % patch or width % patch:
+                    raise ValueError(
+                        f"data.buckets: [{height}, {width}] is not a multiple of model.architecture.patch_size {patch}"
+                    )
         if self.evaluation.crop_size % self.data.scale:
             raise ValueError(
                 f"evaluation.crop_size {self.evaluation.crop_size} is not a multiple of data.scale {self.data.scale}"

@@ -16,7 +16,8 @@ from framer.objectives import NUM_TRAIN_TIMESTEPS
 from framer.seeding import normal_per_sample
 
 VelocityModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(sample [B, C, H, W], upsampled [B, 3, H, W], timesteps [B]) -> velocity [B, C, H, W]``."""
+"""``(sample [B, C, h, w], reference [B, C', h, w], timesteps [B]) -> velocity [B, C, h, w]``; the reference as
+:meth:`LatentSpace.reference` gives it."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Restorer:
     Args:
         velocity: The model.
         latents: The space it diffuses.
-        tile: Height and width of a tile, in pixels; the size the model was trained at.
+        tile: Height and width of a tile of latents; the size the model was trained at.
         tile_overlap: Part of a tile that its neighbour covers too.
-        patch_size: The model's patch size; image sizes must be multiples of it.
+        multiple: Heights and widths of latents must be multiples of it, the patch size for example.
         num_inference_steps: Euler steps.
         timestep_shift: SD3's resolution shift, that of training.
     """
@@ -37,7 +38,7 @@ class Restorer:
     latents: LatentSpace
     tile: int
     tile_overlap: float
-    patch_size: int
+    multiple: int
     num_inference_steps: int
     timestep_shift: float
 
@@ -54,15 +55,19 @@ class Restorer:
             ``[B, 3, H, W]`` float32 in [-1, 1].
 
         Raises:
-            ValueError: H or W is not a multiple of the patch size.
+            ValueError: The latents' height or width is not a multiple of ``multiple``.
         """
-        size, _, height, width = upsampled.shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}")
+        reference = self.latents.reference(upsampled)
+        size, _, height, width = reference.shape
+        if height % self.multiple or width % self.multiple:
+            pixels = self.multiple * self.latents.shape.downscale
+            raise ValueError(
+                f"image size {upsampled.shape[2]}x{upsampled.shape[3]} is not a multiple of {pixels} pixels"
+            )
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.timestep_shift)
         # Evenly spaced from 1; the scheduler's own spacing would spend its last step next to zero.
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / self.num_inference_steps, self.num_inference_steps))
-        channels = self.latents.channels
+        channels = self.latents.shape.channels
         shape = (channels, height, width)
         sample = normal_per_sample(shape, list(range(size)), seed, "initial noise").to(upsampled.device)
         for timestep in scheduler.timesteps:
@@ -73,10 +78,10 @@ class Restorer:
 
             velocity = blend_tiles(
                 velocity_of_tiles,
-                torch.cat([sample, upsampled], dim=1),
+                torch.cat([sample, reference], dim=1),
                 tile=self.tile,
                 overlap=int(self.tile * self.tile_overlap),
-                multiple=self.patch_size,
+                multiple=self.multiple,
             )
             sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
         return self.latents.decode(sample, upsampled)

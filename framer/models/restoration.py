@@ -7,7 +7,6 @@ from pathlib import Path
 
 from framer.config.training import TrainConfig
 from framer.errors import ConfigError, UserError
-from framer.models.latents import build_latents
 
 RESTORATION_FILE = "restoration.json"
 # A model means something else under another value of these; the tile and the shift may change.
@@ -25,10 +24,10 @@ _ADDED_LATER = {"text_tokens": 1}
 
 def restoration_settings(config: TrainConfig) -> dict[str, str | int | float]:
     """The settings that an export carries."""
-    latents = build_latents(config.model)
+    model = config.model
     return {
-        "latents": latents.kind,
-        "latents_scale": latents.scale,
+        "latents": model.latents,
+        "latents_scale": model.latents_scale if model.latents == "residual" else 1.0,
         "conditioning": config.model.conditioning,
         "scale": config.data.scale,
         "text_tokens": config.model.text_tokens,

@@ -8,23 +8,21 @@ from torch import nn
 
 from framer.config.model import ModelConfig
 from framer.errors import ConfigError
-
-ATTENTION_PARAMETERS = ("transformer_blocks.*.attn.*", "transformer_blocks.*.attn2.*")
-CONTROL_PARAMETERS = {"concat": ("pos_embed.proj.*",)}
-"""Patterns of the parameters through which the low-resolution image enters, by ``model.conditioning``."""
+from framer.models.backbones import backbone_for
 
 
 def trainable_parameters(model: nn.Module, config: ModelConfig) -> frozenset[str]:
     """Names of the parameters that ``model.trainable`` selects.
 
     Args:
-        model: The transformer.
-        config: Says which parameters train, and how the low-resolution image enters.
+        model: The model.
+        config: Says which parameters train.
 
     Raises:
         ConfigError: A set or pattern matches no parameter.
     """
-    sets = {"all": ("*",), "attention": ATTENTION_PARAMETERS, "control": CONTROL_PARAMETERS[config.conditioning]}
+    backbone = backbone_for(config)
+    sets = {"all": ("*",), "attention": backbone.attention_parameters, "control": backbone.control_parameters}
     names = [name for name, _ in model.named_parameters()]
     selected: set[str] = set()
     for entry in config.trainable:

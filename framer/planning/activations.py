@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,15 @@ from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer
 from framer.features import adapter_for
+from framer.models.latents import VaeLatents
+from framer.models.restoration_model import RestorationModel
 from framer.planning.attention import fused_attention
 from framer.planning.flops import operator_flops
-from framer.planning.model import META, crop_sizes, meta_transformer
+from framer.planning.model import META, crop_sizes, meta_model
 from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
 from framer.planning.storages import PeakMemory
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.forward import ForwardPass
-
-if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
 
 OPERATORS: Final = "operators"
 BACKWARD: Final = "backward"
@@ -97,7 +96,7 @@ class MicroStep(NamedTuple):
         parameters: In the model's order.
         blocks: Names of the model's blocks.
         module_parameters: For every module, in the order of ``named_modules``, indices of its own parameters.
-        buffer_bytes: Of the model's buffers.
+        buffer_bytes: Of the model's buffers, and of the frozen autoencoder.
         host_bytes: The most that activations took in the host's memory.
         flops: By part; not told apart, and zero, where parameters are partitioned.
         features: What FRAMER compares.
@@ -183,13 +182,17 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     Raises:
         UserError: The model cannot be planned.
     """
-    model = meta_transformer(config)
+    model = meta_model(config)
     enable_activation_checkpointing(model, config.training.activation_checkpointing)
     framer: Framer | None = None
     if config.framer.enabled:
         framer = Framer(model, config.framer, prediction_type=config.objective.prediction_type)
+    restoration = RestorationModel(model, config.model, META)
+    frozen: tuple[Tensor, ...] = ()
+    if isinstance(restoration.latents, VaeLatents):
+        frozen = (*restoration.latents.vae.parameters(), *restoration.latents.vae.buffers())
     memory = _Recorder()
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (*model.parameters(), *model.buffers(), *frozen):
         memory.leave_out(tensor)
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
@@ -198,21 +201,21 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         PartitioningEvents(memory.event).watch(model)
     linear: AbstractContextManager[None] = memory_efficient_linear() if partitioned else nullcontext()
     with fused_attention(), linear, memory:
-        _run(model, framer, config, memory)
+        _run(restoration, framer, config, memory)
     return MicroStep(
         moments=tuple(memory.moments),
         parameters=tuple(ParameterSize(n, p.numel(), p.requires_grad) for n, p in model.named_parameters()),
         blocks=adapter_for(model).block_names,
         module_parameters=_own_parameters(model),
-        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+        buffer_bytes=sum(tensor.nbytes for tensor in (*model.buffers(), *frozen)),
         host_bytes=memory.host.peak,
         flops=StepFlops() if partitioned else StepFlops(**memory.flops),
         features=memory.features,
     )
 
 
-def _run(model: SD3Transformer2DModel, framer: Framer | None, config: TrainConfig, memory: _Recorder) -> None:
-    losses = ForwardPass(model, config, framer, META).losses(model, _batch(config))
+def _run(model: RestorationModel, framer: Framer | None, config: TrainConfig, memory: _Recorder) -> None:
+    losses = ForwardPass(model, config, framer).losses(model.model, _batch(config))
     loss = losses.noise + losses.framer
     memory.event(BACKWARD)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The trained transformer as a folder that diffusers loads without this package."""
+"""The trained model as a folder that diffusers loads without this package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from diffusers import SD3Transformer2DModel
 from safetensors import SafetensorError
 
 from framer.config.training import TrainConfig
@@ -21,6 +20,7 @@ from framer.training.ranks import on_rank_zero
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+    from diffusers import ModelMixin
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -43,9 +43,7 @@ def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> 
     on_rank_zero(lambda: write_export(engine.module, weights, config, folder))
 
 
-def write_export(
-    model: SD3Transformer2DModel, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path
-) -> None:
+def write_export(model: ModelMixin, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path) -> None:
     """Writes ``config.json``, safetensors and the settings of inference.
 
     Args:
@@ -64,13 +62,13 @@ def write_export(
 
 
 def write_diffusers_folder(
-    model: SD3Transformer2DModel, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path
+    model: ModelMixin, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path
 ) -> None:
     """Writes weights and config beside ``folder``, then puts them in its place."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     with torch.device("meta"):
-        whole = SD3Transformer2DModel.from_config(dict(model.config))
+        whole = type(model).from_config(dict(model.config))
     whole.load_state_dict(weights, assign=True, strict=True)
     whole.save_pretrained(unfinished, safe_serialization=True)
     write_text(unfinished / RESTORATION_FILE, json.dumps(restoration_settings(config), indent=2) + "\n")

@@ -49,10 +49,9 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         UserError: The checkpoint is damaged, of another version or without an average, or the folder exists or cannot
             be written to.
     """
-    from diffusers import SD3Transformer2DModel
-
     from framer.config.loading import build_config
     from framer.config.training import TrainConfig
+    from framer.models.backbones import model_class
     from framer.training.export import DTYPES, write_export
     from framer.training.manifest import find_damage, read_manifest
     from framer.training.shares import whole_averages
@@ -84,7 +83,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
     if ema and not averages:
         raise UserError(f"{checkpoint} has no average of the weights; export it without --ema")
     with torch.device("meta"):
-        model = SD3Transformer2DModel.from_config(state.model)
+        model = model_class(state.model_class).from_config(state.model)
     write_export(model, weights, config, folder)
 
 

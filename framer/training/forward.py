@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,18 +11,14 @@ from torch import Tensor
 from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
-from framer.models.conditioning import model_inputs
-from framer.models.latents import build_latents
+from framer.models.restoration_model import RestorationModel
 from framer.objectives import FlowMatching, NoisyBatch
-
-if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
 
 
 class Losses(NamedTuple):
     """What a batch amounts to."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     """Arguments of the model's forward."""
     out: FramerOutput | None
     """None without FRAMER."""
@@ -36,38 +32,29 @@ class ForwardPass:
     """Takes batches through the model.
 
     Args:
-        model: The transformer, which tells the inputs' sizes and dtype.
+        model: The model and what stands between it and images.
         config: The run.
         framer: Captures the model's features; None without FRAMER.
-        device: Where the model is.
     """
 
-    def __init__(
-        self, model: SD3Transformer2DModel, config: TrainConfig, framer: Framer | None, device: torch.device
-    ) -> None:
+    def __init__(self, model: RestorationModel, config: TrainConfig, framer: Framer | None) -> None:
         self._model = model
         self._config = config
         self._framer = framer
-        self._device = device
-        self._latents = build_latents(config.model)
         self._objective = FlowMatching(config.objective)
 
-    def prepare(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Tensor]]:
+    def prepare(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Any]]:
         """A batch with its noise, which depends on nothing but the samples' numbers, and the model's arguments.
 
         Args:
             batch: Samples with a leading batch axis.
         """
-        dtype = next(self._model.parameters()).dtype
-        upsampled = batch["lr_upsampled"].to(self._device)
-        noisy = self._objective.add_noise(
-            self._latents.encode(batch["hr"].to(self._device), upsampled),
-            torch.as_tensor(batch["index"]).tolist(),
-            self._config.seed,
-        )
-        condition = self._latents.condition(upsampled).to(dtype)
-        tokens = self._config.model.text_tokens
-        return noisy, model_inputs(self._model, noisy.sample.to(dtype), condition, noisy.timesteps, text_tokens=tokens)
+        model, seed = self._model, self._config.seed
+        indices = torch.as_tensor(batch["index"]).tolist()
+        upsampled = batch["lr_upsampled"].to(model.device)
+        latents = model.latents.encode(batch["hr"].to(model.device), upsampled, indices=indices, seed=seed)
+        noisy = self._objective.add_noise(latents, indices, seed)
+        return noisy, model.inputs(noisy.sample, model.latents.reference(upsampled), noisy.timesteps)
 
     def losses(self, run: Callable[..., Any], batch: Sample) -> Losses:
         """Runs the model once and computes both losses; with FRAMER a collective call.

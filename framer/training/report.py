@@ -20,8 +20,9 @@ from framer.config.training import TrainConfig
 from framer.distill import Framer
 from framer.evaluation.sheets import SheetRow, write_sample_sheet
 from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
-from framer.models.conditioning import model_inputs
-from framer.models.latents import build_latents
+from framer.features import adapter_for
+from framer.models.backbones import backbone_for
+from framer.models.restoration_model import RestorationModel
 from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
 from framer.seeding import normal_per_sample
 from framer.training.evaluation import Evaluated, HeldOut
@@ -29,7 +30,7 @@ from framer.training.run_folder import RunFolder
 from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
+    from diffusers import ModelMixin
 
 SIMILARITY_TIMESTEPS = (300, 700)
 """Timesteps of the paper's Fig. 3."""
@@ -59,19 +60,18 @@ def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tupl
 def write_run_report(
     folder: RunFolder,
     config: TrainConfig,
-    model: SD3Transformer2DModel,
+    model: RestorationModel,
     evaluated: Evaluated,
     heldout: HeldOut,
     *,
     step: int,
-    device: torch.device,
 ) -> Path:
     """Draws the run's figures and writes its report; every rank must call it.
 
     Returns:
         The report's path; rank 0 has written it.
     """
-    similarities = similarity_against_depth(model, heldout, config, device)
+    similarities = similarity_against_depth(model, heldout, config)
     path = folder.root / "report.md"
     if dist.get_rank() != 0:
         return path
@@ -97,7 +97,7 @@ def write_run_report(
         title=f"{folder.root.name}: {'FRAMER' if config.framer.enabled else 'no FRAMER'}, {step} steps",
         command=f"deepspeed train.py --config {shlex.quote(str(folder.config))} "
         f"output_dir={shlex.quote(f'{folder.root}-again')}",
-        config_summary=_summary(config, model, step),
+        config_summary=_summary(config, model.model, step),
         evaluation=rows,
         figures=figures,
         notes=_notes(config),
@@ -106,7 +106,7 @@ def write_run_report(
 
 @torch.enable_grad()
 def similarity_against_depth(
-    model: SD3Transformer2DModel, heldout: HeldOut, config: TrainConfig, device: torch.device
+    model: RestorationModel, heldout: HeldOut, config: TrainConfig
 ) -> dict[int, DepthSimilarity]:
     """Similarity of every block to the last one on the held-out photographs, at t = 300 and 700 (Fig. 3).
 
@@ -114,27 +114,25 @@ def similarity_against_depth(
     that runs compare. Every rank must call it under ZeRO 3.
     """
     settings = FramerConfig(preset="paper")
-    framer = Framer(model, settings)
-    latents = build_latents(config.model)
+    framer = Framer(model.model, settings)
     tile = config.data.crop_size
-    upsampled = _tiles(heldout.lr_upsampled, tile).to(device)
-    clean = latents.encode(_tiles(heldout.hr, tile).to(device), upsampled)
-    noise = normal_per_sample(clean.shape[1:], list(range(len(clean))), config.evaluation.seed, "similarity").to(device)
-    dtype = next(model.parameters()).dtype
+    upsampled = _tiles(heldout.lr_upsampled, tile).to(model.device)
+    indices, seed = list(range(len(upsampled))), config.evaluation.seed
+    clean = model.latents.encode(_tiles(heldout.hr, tile).to(model.device), upsampled, indices=indices, seed=seed)
+    noise = normal_per_sample(clean.shape[1:], indices, seed, "similarity").to(model.device)
+    reference = model.latents.reference(upsampled)
     similarities = {}
-    was_training = model.training
-    model.eval()
+    was_training = model.model.training
+    model.model.eval()
     for timestep in SIMILARITY_TIMESTEPS:
-        sigmas = torch.full((len(clean),), timestep / NUM_TRAIN_TIMESTEPS, device=device)
+        sigmas = torch.full((len(clean),), timestep / NUM_TRAIN_TIMESTEPS, device=model.device)
         noisy = FlowMatching.at(clean, noise, sigmas)
         parts: list[DepthSimilarity] = []
         # As many at a time as fit in training: the pass keeps its activations.
         for start in range(0, len(clean), config.training.batch_size):
             some = slice(start, start + config.training.batch_size)
-            sample, condition = noisy.sample[some].to(dtype), latents.condition(upsampled[some]).to(dtype)
             with framer.capture():
-                tokens = config.model.text_tokens
-                model(**model_inputs(model, sample, condition, noisy.timesteps[some], text_tokens=tokens))
+                model.predict(noisy.sample[some], reference[some], noisy.timesteps[some])
             features = framer.features()
             parts += [
                 depth_similarity(
@@ -143,7 +141,7 @@ def similarity_against_depth(
                     bands=BandSplit.radial(settings.cutoff),
                     representation=settings.representation,
                 )
-                for b in range(len(sample))
+                for b in range(len(noisy.sample[some]))
             ]
             del features
         similarities[timestep] = DepthSimilarity(
@@ -151,7 +149,7 @@ def similarity_against_depth(
             hf=[fmean(values) for values in zip(*(part.hf for part in parts), strict=True)],
         )
     framer.detach()
-    model.train(was_training)
+    model.model.train(was_training)
     return similarities
 
 
@@ -162,8 +160,9 @@ def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
     return tiles[:: -(-len(tiles) // SIMILARITY_TILES)]
 
 
-def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> dict[str, str]:
+def _summary(config: TrainConfig, model: ModelMixin, step: int) -> dict[str, str]:
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    blocks = len(adapter_for(model).blocks)
     training, framer, ranks = config.training, config.framer, dist.get_world_size()
     batch = training.batch_size * training.gradient_accumulation_steps * ranks
     method = (
@@ -172,7 +171,7 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         else "off"
     )
     return {
-        "model": f"{type(model).__name__}, {parameters / 1e6:.2f} M parameters, {len(model.transformer_blocks)} blocks",
+        "model": f"{type(model).__name__}, {parameters / 1e6:.2f} M parameters, {blocks} blocks",
         "started from": config.model.pretrained or "random weights",
         "FRAMER": method,
         "photographs": config.data.train,
@@ -199,12 +198,12 @@ def _notes(config: TrainConfig) -> list[str]:
         "heldout": "the bundled held-out photographs, on which nothing is trained or chosen",
         "validation": "the bundled validation photograph, on which settings are chosen",
     }.get(config.data.evaluation, f"the photographs in `{config.data.evaluation}`")
-    decay = config.training.ema.decay
+    decay, loader = config.training.ema.decay, backbone_for(config.model).class_name
     average = "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
     return [
         *([average.format(decay)] if decay is not None else []),
         f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "
         "again on the same kind of machine.",
-        "`export/` is a diffusers folder: `SD3Transformer2DModel.from_pretrained` loads it without this package.",
+        f"`export/` is a diffusers folder: `{loader}.from_pretrained` loads it without this package.",
         "`metrics.jsonl` has every step; `tensorboard --logdir .` shows it live.",
     ]

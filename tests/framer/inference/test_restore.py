@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from framer.inference.restore import Restorer
-from framer.models.latents import LatentSpace
+from framer.models.latents import ImageLatents, LatentSpace
 
-SPACES = [LatentSpace("residual", 6.0), LatentSpace("pixel", 1.0)]
+SPACES = [ImageLatents("residual", 6.0), ImageLatents("pixel", 1.0)]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -44,7 +44,7 @@ def restorer(velocity: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     settings: dict[str, object] = {
         "tile": 16,
         "tile_overlap": 0.25,
-        "patch_size": 2,
+        "multiple": 2,
         "num_inference_steps": 4,
         "timestep_shift": 3.0,
     }
@@ -65,7 +65,7 @@ def test_a_model_that_knows_the_truth_restores_it(
 
 
 def test_a_model_that_predicts_no_change_leaves_the_noise() -> None:
-    latents = LatentSpace("pixel", 1.0)
+    latents = ImageLatents("pixel", 1.0)
     still = restorer(lambda sample, condition, timesteps: torch.zeros_like(sample), latents=latents)
     restored = still(torch.zeros(4, 3, 16, 16), seed=0)
     inside = restored.abs() < 1
@@ -114,7 +114,7 @@ def test_tiles_begin_where_a_patch_begins() -> None:
         return torch.zeros_like(sample)
 
     columns = (torch.arange(44) / 44).expand(1, 3, 24, 44)
-    restorer(velocity, patch_size=4)(columns, seed=0)
+    restorer(velocity, multiple=4)(columns, seed=0)
     assert {0, 28} < seen
     assert all(column % 4 == 0 for column in seen)
 
@@ -162,5 +162,5 @@ def test_the_restored_image_is_within_range() -> None:
 
 @pytest.mark.parametrize("size", [(15, 16), (16, 15), (3, 3)])
 def test_a_size_that_is_not_a_multiple_of_the_patch(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"image size {size[0]}x{size[1]} is not a multiple of the patch size 2"):
+    with pytest.raises(ValueError, match=f"image size {size[0]}x{size[1]} is not a multiple of 2 pixels"):
         restorer()(draw(1, 3, *size), seed=0)
