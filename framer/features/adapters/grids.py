@@ -150,7 +150,7 @@ def from_sizes(name: str = "img_sizes", latent: str = "hidden_states") -> GridRu
 
 
 def without(argument: str, rule: GridRule) -> GridRule:
-    """The same grid, for calls that leave an argument out that moves the image tokens.
+    """The grid of another rule, for calls that leave an argument out that moves the image tokens.
 
     Raises:
         FeatureError: The argument was given.
@@ -162,7 +162,7 @@ def without(argument: str, rule: GridRule) -> GridRule:
                 f"{type(model).__name__} was called with {argument}={arguments[argument]!r}, which moves its image "
                 f"tokens: leave {argument} out."
             )
-        return grid(model, arguments)
+        return rule(model, arguments)
 
     return checked
 

@@ -70,4 +70,3 @@ def after_gist(tokens: Tensor, arguments: Arguments, grid: TokenGrid) -> Tensor:
     behind = sum((latent.shape[-2] // patch) * (latent.shape[-1] // patch) for latent in references)
     end = tokens.shape[1] - behind
     return tokens[:, end - grid.tokens : end]
-
