@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 Inputs = dict[str, Any]
 Change = Callable[[Inputs, int, int], None]
+Prediction = Callable[[Tensor], Tensor]
 
 ROWS, COLUMNS = 4, 6
 TEXT = 5
@@ -30,6 +31,7 @@ class TinyTransformer:
         inputs: Makes the arguments of its forward for a batch of this size; the same ones for the same size.
         change: Changes what the model is shown at one token, ``(inputs, row, column)``, in place.
         grid: Frames, rows and columns of tokens that these inputs make.
+        prediction: The image ``[B, C, H, W]`` within the model's output.
     """
 
     name: str
@@ -37,6 +39,7 @@ class TinyTransformer:
     inputs: Callable[[int], Inputs]
     change: Change
     grid: tuple[int, int, int] = (1, ROWS, COLUMNS)
+    prediction: Prediction = lambda output: output
 
     def build(self) -> nn.Module:
         """The model in training mode; the same weights in every call."""
@@ -111,6 +114,20 @@ def _of_packed(name: str = "hidden_states", first: int = 0) -> Change:
 def _of_list(inputs: Inputs, row: int, column: int) -> None:
     for latent in inputs["x"]:
         latent[..., row * 2 : row * 2 + 2, column * 2 : column * 2 + 2] += 3.0
+
+
+def _packed_image(first: int = 0) -> Prediction:
+    def prediction(output: Tensor) -> Tensor:
+        image = output[:, first : first + ROWS * COLUMNS]
+        return image.transpose(1, 2).unflatten(2, (ROWS, COLUMNS))
+
+    return prediction
+
+
+def _patches_image(output: Tensor) -> Tensor:
+    # [B, L, C, 1, p, p] -> [B, C, h, p, w, p]
+    patches = output[:, : ROWS * COLUMNS, :, 0].unflatten(1, (ROWS, COLUMNS))
+    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def _sizes(batch: int, names: tuple[str, ...] = ("original_size", "target_size", "crop_coords")) -> Inputs:
@@ -448,13 +465,20 @@ _ALL = (
         _bria_fibo2,
         _of_latent(),
     ),
-    TinyTransformer("BriaFiboTransformer2DModel", _FLUX | {"text_encoder_dim": 8}, _bria_fibo, _of_packed()),
-    TinyTransformer("BriaTransformer2DModel", _FLUX, _bria, _of_packed()),
+    TinyTransformer(
+        "BriaFiboTransformer2DModel",
+        _FLUX | {"text_encoder_dim": 8},
+        _bria_fibo,
+        _of_packed(),
+        prediction=_packed_image(),
+    ),
+    TinyTransformer("BriaTransformer2DModel", _FLUX, _bria, _of_packed(), prediction=_packed_image()),
     TinyTransformer(
         "ChromaTransformer2DModel",
         _FLUX | {"approximator_num_channels": 16, "approximator_hidden_dim": WIDTH, "approximator_layers": 1},
         _flux,
         _of_packed(),
+        prediction=_packed_image(),
     ),
     TinyTransformer("CogView3PlusTransformer2DModel", _COGVIEW | {"pos_embed_max_size": 16}, _cogview, _of_latent()),
     TinyTransformer("CogView4Transformer2DModel", _COGVIEW | {"rope_axes_dim": (16, 16)}, _cogview, _of_latent()),
@@ -482,14 +506,22 @@ _ALL = (
         _FLUX | {"axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": WIDTH},
         _flux2,
         _of_packed(),
+        prediction=_packed_image(),
     ),
     TinyTransformer(
         "Flux3Transformer2DModel",
         _FLUX | {"axes_dims_rope": (2, 2, 2, 2), "cond_in_channels": 8, "timestep_channels": WIDTH},
         _flux3,
         _of_packed(),
+        prediction=_packed_image(),
     ),
-    TinyTransformer("FluxTransformer2DModel", _FLUX | {"pooled_projection_dim": WIDTH}, _flux1, _of_packed()),
+    TinyTransformer(
+        "FluxTransformer2DModel",
+        _FLUX | {"pooled_projection_dim": WIDTH},
+        _flux1,
+        _of_packed(),
+        prediction=_packed_image(),
+    ),
     TinyTransformer(
         "GlmImageTransformer2DModel", _COGVIEW | {"prior_vq_quantizer_codebook_size": 32}, _glm, _of_latent()
     ),
@@ -552,9 +584,18 @@ _ALL = (
         },
         _ideogram4,
         _of_packed(first=TEXT),
+        prediction=_packed_image(TEXT),
     ),
-    TinyTransformer("JoyImageEditPlusTransformer3DModel", _JOY_IMAGE, _joy_image_plus, _of_packed()),
-    TinyTransformer("JoyImageEditTransformer3DModel", _JOY_IMAGE, _joy_image, _of_last_item),
+    TinyTransformer(
+        "JoyImageEditPlusTransformer3DModel", _JOY_IMAGE, _joy_image_plus, _of_packed(), prediction=_patches_image
+    ),
+    TinyTransformer(
+        "JoyImageEditTransformer3DModel",
+        _JOY_IMAGE,
+        _joy_image,
+        _of_last_item,
+        prediction=lambda output: output[:, -1, :, 0],
+    ),
     TinyTransformer(
         "Krea2Transformer2DModel",
         HEADS
@@ -575,8 +616,9 @@ _ALL = (
         },
         _krea2,
         _of_packed(),
+        prediction=_packed_image(),
     ),
-    TinyTransformer("LongCatImageTransformer2DModel", _FLUX, _longcat, _of_packed()),
+    TinyTransformer("LongCatImageTransformer2DModel", _FLUX, _longcat, _of_packed(), prediction=_packed_image()),
     TinyTransformer(
         "Lumina2Transformer2DModel",
         {
@@ -626,6 +668,7 @@ _ALL = (
         },
         _nucleus,
         _of_packed(),
+        prediction=_packed_image(),
     ),
     TinyTransformer(
         "OmniGenTransformer2DModel",
@@ -646,7 +689,9 @@ _ALL = (
         _omnigen,
         _of_latent(),
     ),
-    TinyTransformer("OvisImageTransformer2DModel", _FLUX | {"out_channels": 8}, _flux, _of_packed()),
+    TinyTransformer(
+        "OvisImageTransformer2DModel", _FLUX | {"out_channels": 8}, _flux, _of_packed(), prediction=_packed_image()
+    ),
     TinyTransformer(
         "PRXTransformer2DModel",
         {
@@ -691,6 +736,7 @@ _ALL = (
         },
         _qwen,
         _of_packed(),
+        prediction=_packed_image(),
     ),
     TinyTransformer(
         "SD3Transformer2DModel",
@@ -739,7 +785,57 @@ _ALL = (
         },
         _z_image,
         _of_list,
+        prediction=lambda output: output[:, :, 0],
     ),
 )
 
 TINY: dict[str, TinyTransformer] = {tiny.name: tiny for tiny in _ALL}
+
+
+_VIDEO = "makes videos"
+_MUSIC = "makes music or sound"
+
+# Why the other transformers that diffusers exports are not here.
+NOT_IMAGES: dict[str, str] = {
+    "AceStepTransformer1DModel": _MUSIC,
+    "AllegroTransformer3DModel": _VIDEO,
+    "AnyFlowFARTransformer3DModel": _VIDEO,
+    "AnyFlowTransformer3DModel": _VIDEO,
+    "ChronoEditTransformer3DModel": _VIDEO,
+    "CogVideoXTransformer3DModel": _VIDEO,
+    "ConsisIDTransformer3DModel": _VIDEO,
+    "Cosmos3OmniTransformer": _VIDEO,
+    "CosmosTransformer3DModel": _VIDEO,
+    "DualTransformer2DModel": "two Transformer2DModels side by side within a U-Net, not one after the other",
+    "EasyAnimateTransformer3DModel": _VIDEO,
+    "HeliosTransformer3DModel": _VIDEO,
+    "HunyuanVideo15Transformer3DModel": _VIDEO,
+    "HunyuanVideoFramepackTransformer3DModel": _VIDEO,
+    "HunyuanVideoTransformer3DModel": _VIDEO,
+    "Kandinsky5Transformer3DModel": _VIDEO,
+    "Kandinsky6SRTransformer3DModel": _VIDEO,
+    "Kandinsky6Transformer3DModel": _VIDEO,
+    "LTX2VideoTransformer3DModel": _VIDEO,
+    "LTXVideoTransformer3DModel": _VIDEO,
+    "LatteTransformer3DModel": _VIDEO,
+    "LongCatAudioDiTTransformer": _MUSIC,
+    "MiniMaxH3Transformer3DModel": _VIDEO,
+    "MiniMaxMusic3RVQDepthDecoder": _MUSIC,
+    "MiniMaxMusic3Transformer1DModel": _MUSIC,
+    "MochiTransformer3DModel": _VIDEO,
+    "MotifVideoTransformer3DModel": _VIDEO,
+    "PriorTransformer": "makes an image embedding: one vector, no map",
+    "RFD4ProteinaTransformer": "makes proteins",
+    "SanaVideoTransformer3DModel": _VIDEO,
+    "SanaWMLTX2RefinerTransformer3DModel": _VIDEO,
+    "SanaWMTransformer3DModel": _VIDEO,
+    "SkyReelsV2Transformer3DModel": _VIDEO,
+    "StableAudio3DiTModel": _MUSIC,
+    "StableAudioDiTModel": _MUSIC,
+    "T5FilmDecoder": _MUSIC,
+    "TransformerTemporalModel": "a part of a video U-Net, along time alone",
+    "WanAnimate2Transformer3DModel": _VIDEO,
+    "WanAnimateTransformer3DModel": _VIDEO,
+    "WanTransformer3DModel": _VIDEO,
+    "WanVACETransformer3DModel": _VIDEO,
+}
