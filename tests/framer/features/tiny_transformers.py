@@ -18,6 +18,8 @@ Prediction = Callable[[Tensor], Tensor]
 ROWS, COLUMNS = 4, 6
 TEXT = 5
 WIDTH = 16
+# Large enough that what attention carries to other tokens stays behind what the residual stream keeps.
+CHANGE = 10.0
 HEADS: dict[str, int] = {"attention_head_dim": 8, "num_attention_heads": 2}
 
 
@@ -99,21 +101,21 @@ def _image_ids(columns: int = 3, first: float = 0.0) -> Tensor:
 
 def _of_latent(name: str = "hidden_states", patch: int = 2) -> Change:
     def change(inputs: Inputs, row: int, column: int) -> None:
-        inputs[name][..., row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] += 3.0
+        inputs[name][..., row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] += CHANGE
 
     return change
 
 
 def _of_packed(name: str = "hidden_states", first: int = 0) -> Change:
     def change(inputs: Inputs, row: int, column: int) -> None:
-        inputs[name][:, first + row * COLUMNS + column] += 3.0
+        inputs[name][:, first + row * COLUMNS + column] += CHANGE
 
     return change
 
 
 def _of_list(inputs: Inputs, row: int, column: int) -> None:
     for latent in inputs["x"]:
-        latent[..., row * 2 : row * 2 + 2, column * 2 : column * 2 + 2] += 3.0
+        latent[..., row * 2 : row * 2 + 2, column * 2 : column * 2 + 2] += CHANGE
 
 
 def _packed_image(first: int = 0) -> Prediction:
@@ -323,7 +325,7 @@ def _joy_image(batch: int) -> Inputs:
 
 
 def _of_last_item(inputs: Inputs, row: int, column: int) -> None:
-    inputs["hidden_states"][:, -1, ..., row * 2 : row * 2 + 2, column * 2 : column * 2 + 2] += 3.0
+    inputs["hidden_states"][:, -1, ..., row * 2 : row * 2 + 2, column * 2 : column * 2 + 2] += CHANGE
 
 
 def _joy_image_plus(batch: int) -> Inputs:
