@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,18 +12,13 @@ from diffusers.models import transformers
 from tiny_transformers import NOT_IMAGES, TINY, TinyTransformer, outputs
 from torch import Tensor, nn
 
+from framer.config.engine import ActivationCheckpointingConfig
+from framer.errors import ConfigError
 from framer.features import FeatureTap, adapter_for
 from framer.features.adapters import TransformerAdapter
 from framer.features.adapters.base import HeadArguments
 from framer.features.adapters.catalogue import LAYOUTS
-
-# Diffusers 0.42.1: two classes that cannot checkpoint, and one that calls the checkpointing function by keyword, which
-# diffusers' own function does not take.
-NO_CHECKPOINTING: dict[str, type[Exception]] = {
-    "HunyuanDiT2DModel": ValueError,
-    "HunyuanImageTransformer2DModel": TypeError,
-    "LuminaNextDiT2DModel": ValueError,
-}
+from framer.training.activation_checkpointing import enable_activation_checkpointing
 
 every_transformer = pytest.mark.parametrize("tiny", TINY.values(), ids=TINY.keys())
 
@@ -142,19 +138,44 @@ def step(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor]
     return output.detach(), [feature.detach() for feature in features], gradients
 
 
-def checkpointed(tiny: TinyTransformer) -> nn.Module:
-    model: Any = tiny.build()
+def by_diffusers(model: Any) -> None:
     model.enable_gradient_checkpointing()
-    return model
 
 
-CHECKPOINTING = [tiny for tiny in TINY.values() if tiny.name not in NO_CHECKPOINTING]
+def by_framer(model: nn.Module) -> None:
+    enable_activation_checkpointing(model, ActivationCheckpointingConfig(backend="torch"))
 
 
-@pytest.mark.parametrize("tiny", CHECKPOINTING, ids=lambda tiny: tiny.name)
-def test_checkpointing_changes_neither_output_nor_features_nor_gradients(tiny: TinyTransformer):
+# Diffusers 0.42.1: two classes cannot recompute; one hands over keywords that diffusers' own function does not take.
+REFUSED = [
+    ("HunyuanDiT2DModel", by_diffusers, ValueError, "does not support gradient checkpointing"),
+    ("HunyuanDiT2DModel", by_framer, ConfigError, "does not recompute blocks of HunyuanDiT2DModel"),
+    ("LuminaNextDiT2DModel", by_diffusers, ValueError, "does not support gradient checkpointing"),
+    ("LuminaNextDiT2DModel", by_framer, ConfigError, "does not recompute blocks of LuminaNextDiT2DModel"),
+    ("HunyuanImageTransformer2DModel", by_diffusers, TypeError, "unexpected keyword argument"),
+]
+# Blocks that their model calls without a checkpoint in any case.
+NEVER_RECOMPUTED = {"Lumina2Transformer2DModel": {"noise_refiner.0", "noise_refiner.1"}}
+
+
+RECOMPUTED = [
+    pytest.param(tiny, enable, id=f"{tiny.name}-{enable.__name__}")
+    for tiny in TINY.values()
+    for enable in (by_diffusers, by_framer)
+    if (tiny.name, enable) not in [(name, function) for name, function, *_ in REFUSED]
+]
+
+
+@pytest.mark.parametrize(("tiny", "enable"), RECOMPUTED)
+def test_checkpointing_changes_neither_output_nor_features_nor_gradients(tiny: TinyTransformer, enable):
     output, features, gradients = step(tiny.build(), tiny.inputs(2))
-    got_output, got_features, got_gradients = step(checkpointed(tiny), tiny.inputs(2))
+    model = tiny.build()
+    enable(model)
+    runs: Counter[str] = Counter()
+    for name, block in zip(adapter_of(model).block_names, adapter_of(model).blocks, strict=True):
+        block.register_forward_pre_hook(lambda *_, name=name: runs.update([name]))
+    got_output, got_features, got_gradients = step(model, tiny.inputs(2))
+    assert {name for name, times in runs.items() if times != 2} == NEVER_RECOMPUTED.get(tiny.name, set())
     assert torch.equal(got_output, output)
     for got, expected in zip(got_features, features, strict=True):
         assert torch.equal(got, expected)
@@ -163,8 +184,13 @@ def test_checkpointing_changes_neither_output_nor_features_nor_gradients(tiny: T
         torch.testing.assert_close(got_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("name", NO_CHECKPOINTING)
-def test_diffusers_itself_refuses_to_checkpoint_these(name):
-    tiny = TINY[name]
-    with pytest.raises(NO_CHECKPOINTING[name]):
-        outputs(checkpointed(tiny), tiny.inputs(1))
+@pytest.mark.parametrize(("name", "enable", "error", "message"), REFUSED)
+def test_classes_that_cannot_recompute_are_refused(name, enable, error, message):
+    model, inputs = TINY[name].build(), TINY[name].inputs(1)
+
+    def run() -> None:
+        enable(model)
+        outputs(model, inputs)
+
+    with pytest.raises(error, match=message):
+        run()
