@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,11 +35,16 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
         Names of the recomputed blocks; none where checkpointing is off.
 
     Raises:
-        ConfigError: No block's name matches the pattern.
+        ConfigError: No block's name matches the pattern, or diffusers cannot recompute blocks of this class.
     """
     if config.backend is None:
         return ()
     adapter = adapter_for(model)
+    if not getattr(adapter.model, "_supports_gradient_checkpointing", False):
+        raise ConfigError(
+            f"training.activation_checkpointing.backend: {config.backend} cannot be used, because diffusers does not "
+            f"recompute blocks of {type(adapter.model).__name__}; set it to null"
+        )
     matching = [
         (name, block)
         for name, block in zip(adapter.block_names, adapter.blocks, strict=True)
@@ -53,8 +59,11 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
     recomputed = {id(block) for _, block in selected}
     run_checkpointed = _deepspeed_checkpoint() if config.backend == "deepspeed" else _torch_checkpoint(config)
 
-    def run_block(block: nn.Module, *args: Any) -> Any:
-        return run_checkpointed(block, *args) if id(block) in recomputed else block(*args)
+    def run_block(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # PRX hands over a block's bound __call__ in place of the block, HunyuanImage arguments by keyword.
+        if id(getattr(block, "__self__", block)) not in recomputed:
+            return block(*args, **kwargs)
+        return run_checkpointed(partial(block, **kwargs) if kwargs else block, *args)
 
     adapter.model.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
     return tuple(name for name, _ in selected)
