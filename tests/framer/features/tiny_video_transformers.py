@@ -1,22 +1,44 @@
-"""Every video transformer of diffusers in a size for tests: four blocks or more, a few frames, fewer rows than columns."""
+"""Every video transformer of diffusers in a size for tests: at least four blocks, few frames, rows unlike columns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, create_mask
+from unittest.mock import patch
 
 import diffusers
+import torch
+from diffusers.models.transformers import transformer_wan_animate_2
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
 FRAMES, ROWS, COLUMNS = GRID = (3, 2, 4)
 CHANNELS, TEXT_TOKENS, TEXT_CHANNELS = 4, 5, 16
 BLOCKS = 4
+
+
+def _channels_first(inputs: dict[str, Any], sample: int) -> Tensor:
+    return inputs["hidden_states"][sample].movedim(0, -1)
+
+
+def _frames_before_channels(inputs: dict[str, Any], sample: int) -> Tensor:
+    return inputs["hidden_states"][sample].movedim(1, -1)
+
+
+def _channels_last(inputs: dict[str, Any], sample: int) -> Tensor:
+    return inputs["hidden_states"][sample]
+
+
+def _packed_video(inputs: dict[str, Any], sample: int) -> Tensor:
+    # What conditions the video comes before it.
+    return inputs["hidden_states"][sample][-FRAMES * ROWS * COLUMNS :].view(*GRID, -1)
+
+
+def _vision_item(inputs: dict[str, Any], sample: int) -> Tensor:
+    return inputs["vision_tokens"][sample][0].movedim(0, -1)
 
 
 @dataclass(frozen=True)
@@ -27,21 +49,20 @@ class TinyTransformer:
         name: The class, as ``diffusers`` exports it.
         config: Arguments of the class.
         make_inputs: Makes the arguments of the model's forward from the model, the batch size and a generator.
+        latent: The noisy latent ``[F, H, W, C]`` of one sample, a view of the inputs.
+        patch: Frames, rows and columns of that latent that make one token.
         grid: Frames, rows and columns of tokens that the inputs make.
-        frames_axis: Where the frames of ``hidden_states`` lie, or of each of its list; None where it is packed.
-        channels_axis: Where its channels lie.
-        patch: Frames, rows and columns of the latent that make one token.
         only_single: Whether one forward pass can hold no more than one sample.
-        flex: Whether its attention is ``torch``'s flex attention, which has no backward pass on the CPU.
+        flex: Whether its attention is ``torch``'s flex attention, which has no backward pass on the CPU: replace it
+            by :func:`dense_flex_attention`.
     """
 
     name: str
     config: dict[str, Any]
     make_inputs: Callable[[nn.Module, int, torch.Generator], dict[str, Any]]
-    grid: tuple[int, int, int] = GRID
-    frames_axis: int | None = 2
-    channels_axis: int = 1
+    latent: Callable[[dict[str, Any], int], Tensor] = _channels_first
     patch: tuple[int, int, int] = (1, 2, 2)
+    grid: tuple[int, int, int] = GRID
     only_single: bool = False
     flex: bool = False
 
@@ -170,7 +191,7 @@ def _anyflow_far(model: nn.Module, batch: int, generator: torch.Generator) -> di
     frames = FRAMES + 1
     timestep = _timestep(batch)[:, None].repeat(1, frames)
     return {
-        "hidden_states": _video(batch, generator, frames=frames, rows=4 * ROWS // 2).transpose(1, 2),
+        "hidden_states": _video(batch, generator, frames=frames).transpose(1, 2),
         "encoder_hidden_states": _text(batch, generator),
         "timestep": timestep,
         "r_timestep": timestep / 2,
@@ -346,9 +367,11 @@ def _sana_world(model: nn.Module, batch: int, generator: torch.Generator) -> dic
     }
 
 
-def _wan_animate2(model: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
-    from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+def _uncompiled_block_mask(*args: Any, _compile: bool, **kwargs: Any) -> BlockMask:
+    return create_block_mask(*args, **kwargs)
 
+
+def _wan_animate2(model: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
     def videos(channels: int, frames: int) -> list[Tensor]:
         return list(_video(batch, generator, channels, frames))
 
@@ -356,7 +379,7 @@ def _wan_animate2(model: nn.Module, batch: int, generator: torch.Generator) -> d
         return torch.tensor([[frames, ROWS, COLUMNS]] * batch)
 
     texts = list(_text(batch, generator))
-    cache = WanAnimate2KVCache(BLOCKS)
+    cache = transformer_wan_animate_2.WanAnimate2KVCache(BLOCKS)
     shared = {"timestep": _timestep(batch), "encoder_hidden_states": texts, "kv_cache": cache}
     # The pass over the reference video fills the cache that the pass over the noisy video reads.
     with torch.no_grad():
@@ -368,6 +391,10 @@ def _wan_animate2(model: nn.Module, batch: int, generator: torch.Generator) -> d
             offset_grid_sizes=grids(FRAMES - 1),
             **shared,
         )
+    # The model makes this mask itself, but compiles a kernel for it.
+    with patch.object(transformer_wan_animate_2, "create_block_mask", _uncompiled_block_mask):
+        mask = model.create_mask(FRAMES - 1, ROWS * COLUMNS, "cpu")
+    model.block_masks[(FRAMES - 1, ROWS * COLUMNS)] = mask
     return shared | {
         "hidden_states": videos(CHANNELS, FRAMES),
         "condition_latents": videos(2, FRAMES),
@@ -429,10 +456,6 @@ _KANDINSKY = {
     "axes_dims": (4, 4, 4),
 }
 
-_FRAMES_FIRST = {"frames_axis": 1, "channels_axis": 2}
-_CHANNELS_LAST = {"frames_axis": 1, "channels_axis": 4}
-_PACKED = {"frames_axis": None, "channels_axis": 2}
-
 _ALL = [
     TinyTransformer(
         "AllegroTransformer3DModel",
@@ -454,12 +477,18 @@ _ALL = [
         "AnyFlowTransformer3DModel",
         dict(_WAN),
         _anyflow,
-        **_FRAMES_FIRST,
+        latent=_frames_before_channels,
     ),
-    TinyTransformer("AnyFlowFARTransformer3DModel", dict(_WAN), _anyflow_far, flex=True, **_FRAMES_FIRST),
+    TinyTransformer(
+        "AnyFlowFARTransformer3DModel",
+        dict(_WAN),
+        _anyflow_far,
+        latent=lambda inputs, sample: _frames_before_channels(inputs, sample)[1:],
+        flex=True,
+    ),
     TinyTransformer("ChronoEditTransformer3DModel", dict(_WAN), _usual),
-    TinyTransformer("CogVideoXTransformer3DModel", dict(_COGVIDEOX), _frames_first, **_FRAMES_FIRST),
-    TinyTransformer("ConsisIDTransformer3DModel", dict(_COGVIDEOX), _frames_first, **_FRAMES_FIRST),
+    TinyTransformer("CogVideoXTransformer3DModel", dict(_COGVIDEOX), _frames_first, latent=_frames_before_channels),
+    TinyTransformer("ConsisIDTransformer3DModel", dict(_COGVIDEOX), _frames_first, latent=_frames_before_channels),
     TinyTransformer(
         "CosmosTransformer3DModel",
         {
@@ -493,6 +522,7 @@ _ALL = [
             "rope_axes_dim": (2, 2, 2),
         },
         _cosmos3,
+        latent=_vision_item,
         only_single=True,
     ),
     TinyTransformer(
@@ -531,7 +561,7 @@ _ALL = [
         "Kandinsky5Transformer3DModel",
         _KANDINSKY | {"in_visual_dim": CHANNELS, "out_visual_dim": CHANNELS, "num_text_blocks": 1},
         _kandinsky5,
-        **_CHANNELS_LAST,
+        latent=_channels_last,
     ),
     TinyTransformer(
         "Kandinsky6Transformer3DModel",
@@ -545,7 +575,7 @@ _ALL = [
             "out_audio_dim": CHANNELS,
         },
         _kandinsky6,
-        **_CHANNELS_LAST,
+        latent=_channels_last,
     ),
     TinyTransformer(
         "Kandinsky6SRTransformer3DModel",
@@ -563,7 +593,7 @@ _ALL = [
         grid=(2, 8, 16),
         patch=(1, 1, 1),
         flex=True,
-        **_CHANNELS_LAST,
+        latent=_channels_last,
     ),
     TinyTransformer(
         "LatteTransformer3DModel",
@@ -599,9 +629,12 @@ _ALL = [
             "caption_channels": TEXT_CHANNELS,
         },
         _packed,
-        **_PACKED,
+        latent=_packed_video,
+        patch=(1, 1, 1),
     ),
-    TinyTransformer("LTX2VideoTransformer3DModel", dict(_LTX2), _packed_with_audio, **_PACKED),
+    TinyTransformer(
+        "LTX2VideoTransformer3DModel", dict(_LTX2), _packed_with_audio, latent=_packed_video, patch=(1, 1, 1)
+    ),
     TinyTransformer(
         "MiniMaxH3Transformer3DModel",
         {
@@ -620,7 +653,8 @@ _ALL = [
             "rope_freq_dim": 2,
         },
         _minimax,
-        **_PACKED,
+        latent=_packed_video,
+        patch=(1, 1, 1),
     ),
     TinyTransformer(
         "MochiTransformer3DModel",
@@ -720,11 +754,36 @@ _ALL = [
             "use_img_emb": False,
         },
         _wan_animate2,
-        frames_axis=1,
-        channels_axis=0,
         flex=True,
     ),
     TinyTransformer("WanVACETransformer3DModel", _WAN | {"vace_layers": [0, 2], "vace_in_channels": 6}, _wan_vace),
 ]
 
 TINY_VIDEO: dict[str, TinyTransformer] = {tiny.name: tiny for tiny in _ALL}
+
+
+def _kandinsky5_sparse(model: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
+    grid = (2, 8, 16)
+    blocks = 4
+    return _kandinsky5(model, batch, generator) | {
+        "hidden_states": _video(batch, generator, CHANNELS, 2, 16, 32).movedim(1, -1),
+        "visual_rope_pos": tuple(torch.arange(size) for size in grid),
+        "sparse_params": {"to_fractal": True, "sta_mask": torch.eye(blocks).bool()[None, None], "P": 0.8},
+    }
+
+
+VARIANTS: dict[str, TinyTransformer] = {
+    "CogVideoX 1.5, patches of two frames": replace(
+        TINY_VIDEO["CogVideoXTransformer3DModel"],
+        config=_COGVIDEOX | {"patch_size_t": 2, "patch_bias": False, "use_rotary_positional_embeddings": True},
+        make_inputs=partial(_frames_first, frames=2 * FRAMES),
+        patch=(2, 2, 2),
+    ),
+    "HunyuanVideo from an image, which replaces the first frame": replace(
+        TINY_VIDEO["HunyuanVideoTransformer3DModel"], config=_HUNYUAN | {"image_condition_type": "token_replace"}
+    ),
+    "Kandinsky 5 with sparse attention": replace(
+        TINY_VIDEO["Kandinsky5Transformer3DModel"], make_inputs=_kandinsky5_sparse, grid=(2, 8, 16), flex=True
+    ),
+}
+"""Configurations of the same classes that lay their tokens out in another way."""
