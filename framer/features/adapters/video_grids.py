@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,16 +47,16 @@ def named_sizes(*, in_patches: bool) -> GridRule:
 
     def grid(model: Any, arguments: Arguments) -> TokenGrid:
         names = ("num_frames", "height", "width")
-        sizes = [arguments.get(name) for name in names]
-        if None in sizes:
-            missing = ", ".join(name for name, size in zip(names, sizes, strict=True) if size is None)
+        sizes = {name: int(arguments[name]) for name in names if arguments.get(name) is not None}
+        missing = [name for name in names if name not in sizes]
+        if missing:
             raise FeatureError(
-                f"the token grid of {type(model).__name__} needs the forward's {missing}: pass num_frames, height and "
-                "width, also beside video_coords."
+                f"the token grid of {type(model).__name__} needs the forward's {', '.join(missing)}: pass num_frames, "
+                "height and width, also beside video_coords."
             )
         sides = (1, 1, 1) if in_patches else _patch_sides(model)
-        # Both cut up a range in steps of a patch: what is left over makes a patch of its own.
-        return TokenGrid(*(-(-int(size) // side) for size, side in zip(sizes, sides, strict=True)))
+        # The model goes through each size in steps of a patch: what is left over makes a patch of its own.
+        return TokenGrid(*(math.ceil(size / side) for size, side in zip(sizes.values(), sides, strict=True)))
 
     return grid
 

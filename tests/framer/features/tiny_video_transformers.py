@@ -406,6 +406,10 @@ def _wan_animate2(model: nn.Module, batch: int, generator: torch.Generator) -> d
     }
 
 
+def _mochi(model: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
+    return _usual(model, batch, generator) | {"encoder_attention_mask": _text_mask(batch).bool()}
+
+
 _HUNYUAN = {
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
@@ -668,7 +672,7 @@ _ALL = [
             "time_embed_dim": 16,
             "max_sequence_length": TEXT_TOKENS,
         },
-        partial(_usual, encoder_attention_mask=torch.tensor([[True] * (TEXT_TOKENS - 1) + [False]] * 2)),
+        _mochi,
     ),
     TinyTransformer(
         "MotifVideoTransformer3DModel",
@@ -765,6 +769,9 @@ TINY_VIDEO: dict[str, TinyTransformer] = {tiny.name: tiny for tiny in _ALL}
 def _kandinsky5_sparse(model: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Any]:
     grid = (2, 8, 16)
     blocks = 4
+    # model.set_attention_backend() would set it for every model of the process.
+    for block in model.visual_transformer_blocks:
+        block.self_attention.processor._attention_backend = "flex"
     return _kandinsky5(model, batch, generator) | {
         "hidden_states": _video(batch, generator, CHANNELS, 2, 16, 32).movedim(1, -1),
         "visual_rope_pos": tuple(torch.arange(size) for size in grid),
