@@ -6,12 +6,16 @@ from torch import nn
 
 from framer.features.adapters.base import Adapter
 from framer.features.adapters.sd3 import SD3Adapter
+from framer.features.adapters.sd3_control_stream import SD3ControlStreamAdapter
 from framer.features.errors import UnsupportedModelError
 
-__all__ = ["Adapter", "SD3Adapter", "adapter_for", "register_adapter"]
+__all__ = ["Adapter", "SD3Adapter", "SD3ControlStreamAdapter", "adapter_for", "register_adapter"]
 
 # By name: importing every diffusers model to compare classes would cost seconds at start.
-_ADAPTERS: dict[str, type[Adapter]] = {"SD3Transformer2DModel": SD3Adapter}
+_ADAPTERS: dict[str, type[Adapter]] = {
+    "SD3ControlStreamTransformer2DModel": SD3ControlStreamAdapter,
+    "SD3Transformer2DModel": SD3Adapter,
+}
 
 
 def register_adapter(model_class: str, adapter: type[Adapter]) -> None:

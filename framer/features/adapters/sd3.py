@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -13,7 +13,12 @@ from framer.features.adapters.base import Adapter
 class SD3Adapter(Adapter):
     """Joint text-image blocks that return ``(text tokens, image tokens)``; the prediction is a velocity."""
 
-    block_arguments = ("hidden_states", "encoder_hidden_states", "temb", "joint_attention_kwargs")
+    block_arguments: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "temb",
+        "joint_attention_kwargs",
+    )
     conditioning_argument = "temb"
 
     @property
