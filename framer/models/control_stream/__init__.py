@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from framer.models.control_stream.attention import Variant
 from framer.models.control_stream.base import from_sd3
 from framer.models.control_stream.parameters import control_parameter_names
 from framer.models.control_stream.published import PUBLISHED_NAMES, load_dit4sr
@@ -10,6 +11,7 @@ from framer.models.control_stream.transformer import SD3ControlStreamTransformer
 __all__ = [
     "PUBLISHED_NAMES",
     "SD3ControlStreamTransformer2DModel",
+    "Variant",
     "control_parameter_names",
     "from_sd3",
     "load_dit4sr",

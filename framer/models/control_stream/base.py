@@ -19,7 +19,7 @@ def from_sd3(transformer: SD3Transformer2DModel, *, variant: Variant = "r1") -> 
 
     Control projections of queries, keys and values and the convolutions start at zero, output projections as copies of
     those that the noisy stream has. So the low-resolution latent is at first processed as the trained model processes
-    any image latent, but for what each attention's input adds to its output. No random numbers are drawn.
+    any image latent, but for the residual about each attention. No random numbers are drawn.
 
     Args:
         transformer: Any SD3 or SD3.5. Its weights are not copied: both models hold the same memory.

@@ -22,13 +22,15 @@ class SD3ControlStreamTransformer2DModel(SD3Transformer2DModel):
     The low-resolution latent passes the same patch and position embedding as the noisy one, then the same blocks
     (``ControlStreamTransformerBlock``). Only the ``control_*`` parameters of the blocks are new and train.
 
-    What is exact as long as the control projections and convolutions are zero:
+    Where it equals SD3:
 
-    * Without ``condition`` the model is the SD3 that its other weights are, at any time of the training.
-    * A block's feed-forward layer gives the noisy tokens what SD3's gives them: the convolution adds zero.
-    * The low-resolution tokens reach the noisy ones through attention alone. They are tokens to attend to, so the
-      output is not SD3's from the start on; were their keys masked, it would be. Weights that were published are
-      trained without a gate there, and none is added.
+    * Without ``condition``, always: the frozen weights are SD3's.
+    * With it, as long as the convolutions are zero, each feed-forward layer gives the noisy tokens what SD3's gives
+      them, and the low-resolution tokens reach them and the text through attention alone: with their keys masked the
+      output is SD3's.
+    * With it and unmasked, it does not, not even at the start: control projections of zero leave the low-resolution
+      tokens with SD3's own keys and values, and attention sees them. A gate that starts at zero would change that;
+      the published weights have none, and none is added.
 
     Args:
         sample_size: As in ``SD3Transformer2DModel``, like all others but the last.

@@ -6,8 +6,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from framer.models.control_stream import SD3ControlStreamTransformer2DModel, from_sd3
-from framer.models.control_stream.attention import Variant
+from framer.models.control_stream import SD3ControlStreamTransformer2DModel, Variant, from_sd3
 
 LAYERS = 4
 DUAL_LAYERS = (0, 1)

@@ -300,6 +300,17 @@ def test_the_other_arguments_of_sd3_mean_what_they_mean_there() -> None:
     assert isinstance(model(**inputs(), condition=condition(), return_dict=False), tuple)
 
 
+@torch.no_grad()
+def test_lora_layers_take_their_scale() -> None:
+    peft = pytest.importorskip("peft")
+    model = make_model(started=True)
+    expected = velocity(model, condition=condition())
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
+    assert (velocity(model, condition=condition()) - expected).abs().max() > 0.01
+    output = velocity(model, condition=condition(), joint_attention_kwargs={"scale": 0.0})
+    torch.testing.assert_close(output, expected, **EXACT)
+
+
 def test_attention_arguments_that_have_no_effect_are_refused() -> None:
     with pytest.raises(UserError, match="joint_attention_kwargs: got ip_hidden_states; "):
         velocity(make_model(), joint_attention_kwargs={"ip_hidden_states": None})

@@ -7,7 +7,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from framer.models.control_stream.attention import ControlProjections, ControlStreamAttnProcessor, Variant
+from framer.models.control_stream import Variant
+from framer.models.control_stream.attention import ControlProjections, ControlStreamAttnProcessor
 from framer.models.control_stream.feed_forward import feed_forward
 from tests.framer.models.control_stream_cases import GRID, WIDTH, draw, make_base, make_model
 

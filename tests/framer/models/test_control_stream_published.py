@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framer.errors import UserError
-from framer.models.control_stream import PUBLISHED_NAMES, control_parameter_names, load_dit4sr
-from framer.models.control_stream.attention import Variant
+from framer.models.control_stream import PUBLISHED_NAMES, Variant, control_parameter_names, load_dit4sr
 from framer.models.weights import WEIGHTS_FILE
 from tests.framer.models.control_stream_cases import DUAL_LAYERS, LAYERS, condition, make_base, make_model, velocity
 
