@@ -11,12 +11,19 @@ import torch
 from torch import nn
 
 from framer.config.model import ModelConfig
-from framer.errors import UserError
-from framer.models.backbones import Backbone, InputChannels, backbone_for
+from framer.errors import ConfigError, UserError
+from framer.models.backbones import Backbone, InputChannels, backbone_for, model_class
 from framer.models.conditioning import expand_input_channels
-from framer.models.folders import pretrained_folder, read_model_config
+from framer.models.folders import class_in_folder, pretrained_folder, read_model_config
 from framer.models.latents import LatentShape, latent_shape
-from framer.models.modulewise import check_names, fill_modules, filler_from, large_parameters_on_meta, load_buffers
+from framer.models.modulewise import (
+    check_names,
+    draw,
+    fill_modules,
+    filler_from,
+    large_parameters_on_meta,
+    load_buffers,
+)
 from framer.models.weights import WEIGHTS_FILE, has_weights, open_weights
 from framer.seeding import derived_seed
 
@@ -41,10 +48,12 @@ def build_model(config: ModelConfig, *, seed: int) -> ModelMixin:
         if folder is None:
             model = _new_model(backbone, config, shape)
             for name, module in model.named_modules():
+                if backbone.drawn_by_name:
+                    _draw_by_name(name, module, seed)
                 backbone.start_module(name, module)
             backbone.start_model(model)
         else:
-            model = _load_model(backbone, folder)
+            model = backbone.adopt(_load_model(model_class(class_in_folder(folder)), folder), config)
     _fit_channels(model, backbone, config, shape)
     return model
 
@@ -71,21 +80,27 @@ def build_model_by_module(
             with large_parameters_on_meta():
                 model = _new_model(backbone, config, shape)
 
-            def draw(name: str, module: nn.Module) -> None:
-                _draw(module)
+            def start(name: str, module: nn.Module) -> None:
+                if backbone.drawn_by_name:
+                    _draw_by_name(name, module, seed)
+                else:
+                    draw(module)
                 backbone.start_module(name, module)
 
-            fill_modules(model, draw if fill else None, place, kept=kept)
+            fill_modules(model, start if fill else None, place, kept=kept)
             if fill:
                 backbone.start_model(model)
         else:
             _check_weights(folder)
             with large_parameters_on_meta():
-                model = backbone.model_class.from_config(read_model_config(folder))
+                settings = backbone.folder_settings(read_model_config(folder), config)
+                model = backbone.model_class.from_config(settings)
             reader = stack.enter_context(open_weights(folder))
-            check_names(model, reader, folder)
+            added = frozenset(filter(backbone.is_added, model.state_dict())) - reader.names
+            check_names(model, reader, folder, added=added)
             load_buffers(model, reader)
-            fill_modules(model, filler_from(reader) if fill else None, place, kept=kept)
+            sources = {name: backbone.source_of_added(name) for name in added}
+            fill_modules(model, filler_from(reader, sources) if fill else None, place, kept=kept)
         _fit_channels(model, backbone, config, shape)
         place(model.get_submodule(kept))
     return model
@@ -102,7 +117,7 @@ def build_model_without_weights(config: ModelConfig) -> ModelMixin:
         model = _new_model(backbone, config, shape)
     else:
         try:
-            model = backbone.model_class.from_config(read_model_config(folder))
+            model = backbone.model_class.from_config(backbone.folder_settings(read_model_config(folder), config))
         except Exception as error:  # whatever wrong settings make a model raise
             raise UserError(f"model.pretrained: cannot plan the model of {folder}: {error}") from error
     _fit_channels(model, backbone, config, shape)
@@ -117,6 +132,12 @@ def _random_state_of_weights(seed: int) -> Iterator[None]:
 
 
 def _fit_channels(model: ModelMixin, backbone: Backbone, config: ModelConfig, shape: LatentShape) -> None:
+    if not backbone.condition_joins_input and shape.condition_channels != shape.channels:
+        raise ConfigError(
+            f"model.conditioning={config.conditioning} needs the low-resolution image as latents like the noisy ones; "
+            f"model.latents={config.latents} gives {shape.condition_channels} channels beside {shape.channels}; "
+            "expected vae or pixel"
+        )
     channels, space = shape.channels, f"model.latents={config.latents}"
     conditioned = channels + (shape.condition_channels if backbone.condition_joins_input else 0)
     if int(model.config.out_channels) != channels:
@@ -137,11 +158,9 @@ def _new_model(backbone: Backbone, config: ModelConfig, shape: LatentShape) -> M
     return backbone.model_class(**backbone.settings(config, channels))
 
 
-def _draw(module: nn.Module) -> None:
-    """Random weights as the module draws them when it is made; those without this method have theirs already."""
-    draw = getattr(module, "reset_parameters", None)
-    if draw is not None:
-        draw()
+def _draw_by_name(name: str, module: nn.Module, seed: int) -> None:
+    torch.manual_seed(derived_seed(seed, "weights", name))
+    draw(module)
 
 
 def _check_weights(folder: Path) -> None:
@@ -152,10 +171,10 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _load_model(backbone: Backbone, folder: Path) -> ModelMixin:
+def _load_model(cls: type[ModelMixin], folder: Path) -> ModelMixin:
     _check_weights(folder)
     try:
-        model, loaded = backbone.model_class.from_pretrained(
+        model, loaded = cls.from_pretrained(
             folder,
             torch_dtype=torch.float32,
             local_files_only=True,

@@ -49,7 +49,9 @@ class RestorationModel:
         """
         dtype = next(self.model.parameters()).dtype
         sample, condition = sample.to(dtype), self.latents.condition(reference).to(dtype)
-        return self.backbone.inputs(self.model, sample, condition, timesteps, self._text.expand(len(sample), sample))
+        text = self._text.expand(len(sample), sample)
+        height, width = (side * self.latents.shape.downscale for side in sample.shape[-2:])
+        return self.backbone.inputs(self.model, sample, condition, timesteps, text, image_size=(height, width))
 
     def predict(
         self, sample: Tensor, reference: Tensor, timesteps: Tensor, *, run: Callable[..., Any] | None = None

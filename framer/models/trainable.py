@@ -22,8 +22,12 @@ def trainable_parameters(model: nn.Module, config: ModelConfig) -> frozenset[str
         ConfigError: A set or pattern matches no parameter.
     """
     backbone = backbone_for(config)
-    sets = {"all": ("*",), "attention": backbone.attention_parameters, "control": backbone.control_parameters}
     names = [name for name, _ in model.named_parameters()]
+    sets = {
+        "all": ("*",),
+        "attention": backbone.attention_parameters,
+        "control": tuple(backbone.control_parameter_names(model)),
+    }
     selected: set[str] = set()
     for entry in config.trainable:
         patterns = sets.get(entry, (entry,))

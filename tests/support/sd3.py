@@ -18,4 +18,4 @@ def model_inputs(
     """The forward's arguments for text embeddings of zeros."""
     backbone = SD3Backbone()
     text = text_embeddings(ModelConfig(text_tokens=text_tokens), backbone.text_sizes(model))
-    return backbone.inputs(model, sample, condition, timesteps, text.expand(len(sample), sample))
+    return backbone.inputs(model, sample, condition, timesteps, text.expand(len(sample), sample), image_size=(8, 8))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from framer.config.model import ModelConfig
 from framer.errors import ConfigError, UserError
 from framer.models.backbones.base import Backbone, InputChannels
+from framer.models.backbones.control_stream import ControlStreamBackbone
 from framer.models.backbones.sd3 import SD3Backbone
 from framer.models.backbones.unet import UNetBackbone
 from framer.models.folders import class_in_folder, pretrained_folder
@@ -18,6 +19,7 @@ __all__ = ["Backbone", "InputChannels", "backbone_for", "model_class"]
 
 _BACKBONES: Final[tuple[tuple[str, str, Backbone], ...]] = (
     ("sd3", "concat", SD3Backbone()),
+    ("sd3", "control_stream", ControlStreamBackbone()),
     ("unet", "concat", UNetBackbone()),
 )
 """By ``model.architecture.type`` and ``model.conditioning``."""

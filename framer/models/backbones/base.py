@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ class Backbone(ABC):
     condition_joins_input: ClassVar[bool] = True
     """Whether the condition's channels are joined to the latents'."""
 
+    drawn_by_name: ClassVar[bool] = True
+    """Whether a module's random weights depend on the seed and its name alone, not on the order of modules."""
+
     @property
     def starts_from(self) -> tuple[str, ...]:
         """Names of the classes that a pretrained folder may hold."""
@@ -51,6 +55,27 @@ class Backbone(ABC):
     @abstractmethod
     def model_class(self) -> type[ModelMixin]:
         """The class itself."""
+
+    def adopt(self, model: ModelMixin, config: ModelConfig) -> ModelMixin:
+        """A pretrained folder's model as one of the family's, which may have more to it."""
+        return model
+
+    def folder_settings(self, settings: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
+        """Settings of the family's class for a pretrained folder's ``config.json``."""
+        return settings
+
+    def is_added(self, name: str) -> bool:
+        """Whether :meth:`adopt` adds this parameter."""
+        return False
+
+    def source_of_added(self, name: str) -> str | None:
+        """Which of the folder's parameters an added one starts as a copy of; None: it starts as its module starts."""
+        return None
+
+    def control_parameter_names(self, model: ModelMixin) -> frozenset[str]:
+        """Names of the parameters through which the low-resolution image enters."""
+        names = (name for name, _ in model.named_parameters())
+        return frozenset(n for n in names if any(fnmatchcase(n, pattern) for pattern in self.control_parameters))
 
     @abstractmethod
     def settings(self, config: ModelConfig, channels: InputChannels) -> Mapping[str, Any]:
@@ -80,7 +105,14 @@ class Backbone(ABC):
 
     @abstractmethod
     def inputs(
-        self, model: ModelMixin, sample: Tensor, condition: Tensor, timesteps: Tensor, text: TextEmbeddings
+        self,
+        model: ModelMixin,
+        sample: Tensor,
+        condition: Tensor,
+        timesteps: Tensor,
+        text: TextEmbeddings,
+        *,
+        image_size: tuple[int, int],
     ) -> dict[str, Any]:
         """Keyword arguments of the model's forward.
 
@@ -90,4 +122,5 @@ class Backbone(ABC):
             condition: The low-resolution image at the same size, ``[B, C', H, W]``.
             timesteps: ``[B]`` float32 in [0, 1000].
             text: Of the batch.
+            image_size: Height and width of the images, in pixels.
         """

@@ -25,6 +25,7 @@ class SD3Backbone(Backbone):
 
     class_name = "SD3Transformer2DModel"
     input_projection = "pos_embed.proj"
+    drawn_by_name = False  # models were published before weights were drawn by name
     attention_parameters = ("transformer_blocks.*.attn.*", "transformer_blocks.*.attn2.*")
     control_parameters = ("pos_embed.proj.*",)
 
@@ -90,7 +91,14 @@ class SD3Backbone(Backbone):
         return TextSizes(int(model.config.joint_attention_dim), int(model.config.pooled_projection_dim))
 
     def inputs(
-        self, model: ModelMixin, sample: Tensor, condition: Tensor, timesteps: Tensor, text: TextEmbeddings
+        self,
+        model: ModelMixin,
+        sample: Tensor,
+        condition: Tensor,
+        timesteps: Tensor,
+        text: TextEmbeddings,
+        *,
+        image_size: tuple[int, int],
     ) -> dict[str, Any]:
         """Keyword arguments of ``SD3Transformer2DModel.forward``."""
         return {

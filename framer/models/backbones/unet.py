@@ -89,7 +89,14 @@ class UNetBackbone(Backbone):
         return TextSizes(int(config.cross_attention_dim), pooled)
 
     def inputs(
-        self, model: ModelMixin, sample: Tensor, condition: Tensor, timesteps: Tensor, text: TextEmbeddings
+        self,
+        model: ModelMixin,
+        sample: Tensor,
+        condition: Tensor,
+        timesteps: Tensor,
+        text: TextEmbeddings,
+        *,
+        image_size: tuple[int, int],
     ) -> dict[str, Any]:
         """Keyword arguments of ``UNet2DConditionModel.forward``; SDXL's sizes are those of the image, uncropped."""
         inputs: dict[str, Any] = {
@@ -98,7 +105,6 @@ class UNetBackbone(Backbone):
             "encoder_hidden_states": text.prompt,
         }
         if text.pooled is not None:
-            height, width = (8 * side for side in sample.shape[-2:])
-            time_ids = sample.new_tensor([height, width, 0, 0, height, width]).expand(len(sample), -1)
+            time_ids = sample.new_tensor([*image_size, 0, 0, *image_size]).expand(len(sample), -1)
             inputs["added_cond_kwargs"] = {"text_embeds": text.pooled, "time_ids": time_ids}
         return inputs
