@@ -1,22 +1,19 @@
-"""Sampling the flow from noise to a high-resolution image, given the low-resolution one."""
+"""From a low-resolution image to a high-resolution one, tile by tile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from framer.inference.tiling import blend_tiles
 from framer.models.latents import LatentSpace
-from framer.objectives import NUM_TRAIN_TIMESTEPS
-from framer.seeding import normal_per_sample
+from framer.objectives import Objective
 
-VelocityModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(sample [B, C, H, W], upsampled [B, 3, H, W], timesteps [B]) -> velocity [B, C, H, W]``."""
+TiledModel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(sample [b, C, h, w], reference [b, Cr, h, w], timesteps [b] float32) -> output [b, C, h, w]``."""
 
 
 @dataclass(frozen=True)
@@ -24,22 +21,22 @@ class Restorer:
     """Turns bicubically upscaled images into restored ones.
 
     Args:
-        velocity: The model.
+        model: Runs the model on tiles.
         latents: The space it diffuses.
+        objective: What it was trained on, which knows how to sample it.
         tile: Height and width of a tile, in pixels; the size the model was trained at.
         tile_overlap: Part of a tile that its neighbour covers too.
-        patch_size: The model's patch size; image sizes must be multiples of it.
-        num_inference_steps: Euler steps.
-        timestep_shift: SD3's resolution shift, that of training.
+        patch_size: The model's patch size, in latents; image sizes must be multiples of it.
+        num_inference_steps: Sampling steps.
     """
 
-    velocity: VelocityModel
+    model: TiledModel
     latents: LatentSpace
+    objective: Objective
     tile: int
     tile_overlap: float
     patch_size: int
     num_inference_steps: int
-    timestep_shift: float
 
     @torch.no_grad()
     def __call__(self, upsampled: Tensor, *, seed: int) -> Tensor:
@@ -54,29 +51,31 @@ class Restorer:
             ``[B, 3, H, W]`` float32 in [-1, 1].
 
         Raises:
-            ValueError: H or W is not a multiple of the patch size.
+            ValueError: H or W is not a multiple of the patch size, in pixels.
         """
-        size, _, height, width = upsampled.shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}")
-        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.timestep_shift)
-        # Evenly spaced from 1; the scheduler's own spacing would spend its last step next to zero.
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / self.num_inference_steps, self.num_inference_steps))
-        channels = self.latents.channels
-        shape = (channels, height, width)
-        sample = normal_per_sample(shape, list(range(size)), seed, "initial noise").to(upsampled.device)
-        for timestep in scheduler.timesteps:
+        height, width = upsampled.shape[-2:]
+        downscale, channels = self.latents.downscale, self.latents.channels
+        patch = self.patch_size * downscale
+        if height % patch or width % patch:
+            raise ValueError(
+                f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}"
+                + (f" times the {downscale} pixels of a latent" if downscale > 1 else "")
+            )
+        reference = self.latents.reference(upsampled)
 
-            def velocity_of_tiles(tiles: Tensor, timestep: Tensor = timestep) -> Tensor:
+        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+            def of_tiles(tiles: Tensor) -> Tensor:
+                noisy, known = tiles[:, :channels], tiles[:, channels:]
                 timesteps = timestep.to(tiles.device, torch.float32).expand(tiles.shape[0])
-                return self.velocity(tiles[:, :channels], tiles[:, channels:], timesteps)
+                return self.objective.prediction(self.model(noisy, known, timesteps), noisy, timesteps)
 
-            velocity = blend_tiles(
-                velocity_of_tiles,
-                torch.cat([sample, upsampled], dim=1),
-                tile=self.tile,
-                overlap=int(self.tile * self.tile_overlap),
+            return blend_tiles(
+                of_tiles,
+                torch.cat([sample, reference], dim=1),
+                tile=self.tile // downscale,
+                overlap=int(self.tile * self.tile_overlap) // downscale,
                 multiple=self.patch_size,
             )
-            sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
+
+        sample = self.objective.sample(predict, reference, channels=channels, steps=self.num_inference_steps, seed=seed)
         return self.latents.decode(sample, upsampled)

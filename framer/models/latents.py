@@ -30,6 +30,12 @@ class LatentSpace:
     kind: Literal["pixel", "residual"] = "residual"
     scale: float = 6.0
     channels: int = 3
+    downscale: int = 1
+    """Pixels a side of one latent."""
+
+    def reference(self, upsampled: Tensor) -> Tensor:
+        """What is known of the image at the latents' resolution, ``[B, 3, H, W]``: the upscaled image itself."""
+        return upsampled
 
     def encode(self, image: Tensor, upsampled: Tensor) -> Tensor:
         """Latents ``[B, C, H, W]`` of ``image`` ``[B, 3, H, W]`` in [-1, 1].

@@ -18,7 +18,7 @@ from framer.data.photographs import bundled_photographs
 from framer.inference.restore import Restorer
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
-from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
+from framer.objectives import build_objective
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -77,11 +77,10 @@ def load_heldout(config: TrainConfig) -> HeldOut:
 def build_restorer(model: SD3Transformer2DModel, config: TrainConfig) -> Restorer:
     """A restorer around the model in training; under ZeRO 3 all ranks must call it together."""
     parameter = next(model.parameters())
-    objective = FlowMatching(config.objective)
     latents = build_latents(config.model)
 
-    def velocity(sample: Tensor, upsampled: Tensor, timesteps: Tensor) -> Tensor:
-        condition = latents.condition(upsampled)
+    def run(sample: Tensor, reference: Tensor, timesteps: Tensor) -> Tensor:
+        condition = latents.condition(reference)
         inputs = model_inputs(
             model,
             sample.to(parameter.dtype),
@@ -89,16 +88,17 @@ def build_restorer(model: SD3Transformer2DModel, config: TrainConfig) -> Restore
             timesteps,
             text_tokens=config.model.text_tokens,
         )
-        return objective.velocity(model(**inputs).sample, sample, timesteps / NUM_TRAIN_TIMESTEPS)
+        output: Tensor = model(**inputs).sample
+        return output
 
     return Restorer(
-        velocity=velocity,
+        model=run,
         latents=latents,
+        objective=build_objective(config.objective, latents),
         tile=config.data.crop_size,
         tile_overlap=config.evaluation.tile_overlap,
         patch_size=int(model.config.patch_size),
         num_inference_steps=config.evaluation.num_inference_steps,
-        timestep_shift=config.objective.timestep_shift,
     )
 
 

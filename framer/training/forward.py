@@ -13,7 +13,7 @@ from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
-from framer.objectives import FlowMatching, NoisyBatch
+from framer.objectives import NoisyBatch, Supervision, build_objective
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -50,7 +50,7 @@ class ForwardPass:
         self._framer = framer
         self._device = device
         self._latents = build_latents(config.model)
-        self._objective = FlowMatching(config.objective)
+        self._objective = build_objective(config.objective, self._latents)
 
     def prepare(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Tensor]]:
         """A batch with its noise, which depends on nothing but the samples' numbers, and the model's arguments.
@@ -60,12 +60,14 @@ class ForwardPass:
         """
         dtype = next(self._model.parameters()).dtype
         upsampled = batch["lr_upsampled"].to(self._device)
+        reference = self._latents.reference(upsampled)
         noisy = self._objective.add_noise(
             self._latents.encode(batch["hr"].to(self._device), upsampled),
+            reference,
             torch.as_tensor(batch["index"]).tolist(),
             self._config.seed,
         )
-        condition = self._latents.condition(upsampled).to(dtype)
+        condition = self._latents.condition(reference).to(dtype)
         tokens = self._config.model.text_tokens
         return noisy, model_inputs(self._model, noisy.sample.to(dtype), condition, noisy.timesteps, text_tokens=tokens)
 
@@ -84,5 +86,8 @@ class ForwardPass:
             with self._framer.capture():
                 output = run(**inputs).sample
             out = self._framer.loss(sample=noisy.sample, sigmas=noisy.sigmas)
-        noise_loss = self._objective.loss(output, noisy)
+        supervision: Supervision | None = None
+        if self._objective.supervised:
+            supervision = Supervision(batch["hr"].to(self._device), batch["lr_upsampled"].to(self._device))
+        noise_loss = self._objective.loss(output, noisy, supervision)
         return Losses(inputs, out, noise_loss, noise_loss.new_zeros(()) if out is None else out.total)

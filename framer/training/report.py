@@ -22,7 +22,7 @@ from framer.evaluation.sheets import SheetRow, write_sample_sheet
 from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
-from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
+from framer.objectives import build_objective
 from framer.seeding import normal_per_sample
 from framer.training.evaluation import Evaluated, HeldOut
 from framer.training.run_folder import RunFolder
@@ -111,27 +111,29 @@ def similarity_against_depth(
     """Similarity of every block to the last one on the held-out photographs, at t = 300 and 700 (Fig. 3).
 
     Measured in feature space ``hidden`` with the bands of the paper's preset, whatever the run trained with, so
-    that runs compare. Every rank must call it under ZeRO 3.
+    that runs compare; in one step at the only timestep that there is. Every rank must call it under ZeRO 3.
     """
     settings = FramerConfig(preset="paper")
     framer = Framer(model, settings)
     latents = build_latents(config.model)
+    objective = build_objective(config.objective, latents)
     tile = config.data.crop_size
     upsampled = _tiles(heldout.lr_upsampled, tile).to(device)
+    reference = latents.reference(upsampled)
     clean = latents.encode(_tiles(heldout.hr, tile).to(device), upsampled)
     noise = normal_per_sample(clean.shape[1:], list(range(len(clean))), config.evaluation.seed, "similarity").to(device)
     dtype = next(model.parameters()).dtype
     similarities = {}
     was_training = model.training
     model.eval()
-    for timestep in SIMILARITY_TIMESTEPS:
-        sigmas = torch.full((len(clean),), timestep / NUM_TRAIN_TIMESTEPS, device=device)
-        noisy = FlowMatching.at(clean, noise, sigmas)
+    only = objective.fixed_timestep
+    for timestep in SIMILARITY_TIMESTEPS if only is None else (only,):
+        noisy = objective.at_timestep(clean, reference, noise, timestep)
         parts: list[DepthSimilarity] = []
         # As many at a time as fit in training: the pass keeps its activations.
         for start in range(0, len(clean), config.training.batch_size):
             some = slice(start, start + config.training.batch_size)
-            sample, condition = noisy.sample[some].to(dtype), latents.condition(upsampled[some]).to(dtype)
+            sample, condition = noisy.sample[some].to(dtype), latents.condition(reference[some]).to(dtype)
             with framer.capture():
                 tokens = config.model.text_tokens
                 model(**model_inputs(model, sample, condition, noisy.timesteps[some], text_tokens=tokens))
@@ -184,7 +186,9 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "weights shown and exported": f"average, decay {training.ema.decay:g}"
         if training.ema.decay
         else "the last ones",
-        "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
+        "sampling": build_objective(config.objective, build_latents(config.model)).describe_sampling(
+            config.evaluation.num_inference_steps
+        ),
         "seed": str(config.seed),
     }
 

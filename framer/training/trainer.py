@@ -110,7 +110,7 @@ class Trainer:
             self.framer = Framer(
                 self.model,
                 config.framer.model_copy(update={"seed": seed}),
-                prediction_type=config.objective.prediction_type,
+                prediction_type=config.objective.feature_prediction,
             )
         self.forward = ForwardPass(self.model, config, self.framer, self.device)
         average = config.training.ema
