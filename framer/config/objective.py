@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from framer.config.base import ConfigSection
-from framer.config.types import NonNegativeFloat, PositiveFloat
+from framer.config.types import Fraction, NonNegativeFloat, PositiveFloat
 
 NUM_TRAIN_TIMESTEPS: Final = 1000
 """Timesteps of every objective's schedule, as in all of Stable Diffusion."""
@@ -77,7 +77,7 @@ class ObjectiveConfig(ConfigSection):
     """``one_step``: weight of classifier score distillation (arXiv 2310.19415); 1 in PiSA-SR's second stage."""
     csd_guidance: PositiveFloat = 7.5
     """``one_step``: guidance scale of the model that score distillation asks."""
-    csd_range: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] = [0.02, 0.5]
+    csd_range: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.02, 0.5]
     """``one_step``: first and last part of the schedule that score distillation draws its timesteps from."""
 
     @model_validator(mode="before")
