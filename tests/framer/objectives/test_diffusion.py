@@ -36,6 +36,12 @@ def stable_diffusion_signal() -> Tensor:
     return (1 - betas).cumprod(0)
 
 
+def diffusers_schedule(zero_snr: bool) -> DDPMScheduler:
+    return DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=zero_snr
+    )
+
+
 def right_answer(prediction: str, batch: NoisyBatch, signal: Tensor) -> Tensor:
     """What a perfect model says, from the definitions."""
     share = signal[batch.timesteps.long()].view(-1, 1, 1, 1)
@@ -55,7 +61,7 @@ def test_latents_and_noise_are_mixed_by_stable_diffusions_schedule() -> None:
 
 
 def test_the_mixture_is_that_of_diffusers() -> None:
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = diffusers_schedule(zero_snr=False)
     batch = noisy(objective(), 3, 700)
     assert torch.equal(batch.sample, scheduler.add_noise(batch.latents, batch.noise, torch.tensor([3, 700])))
 
@@ -112,10 +118,7 @@ def test_the_right_answer_has_no_loss_and_another_its_squared_distance(predictio
 def test_v_is_that_of_diffusers() -> None:
     diffusion = objective("v_prediction", zero_terminal_snr=True)
     batch = noisy(diffusion, 3, 999)
-    scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
-    )
-    velocity = scheduler.get_velocity(batch.latents, batch.noise, torch.tensor([3, 999]))
+    velocity = diffusers_schedule(zero_snr=True).get_velocity(batch.latents, batch.noise, torch.tensor([3, 999]))
     assert float(diffusion.loss(velocity, batch)) == 0
     # At the end of the schedule v is minus the clean sample: the model has something to say of noise alone.
     torch.testing.assert_close(velocity[1], -batch.latents[1], rtol=0, atol=1e-6)
@@ -173,7 +176,7 @@ def test_a_model_that_is_right_about_the_noise_recovers_the_latents(
     prediction: str, zero_snr: bool, steps: int
 ) -> None:
     diffusion = objective(prediction, zero_terminal_snr=zero_snr)
-    signal = diffusion._training.alphas_cumprod
+    signal = diffusers_schedule(zero_snr).alphas_cumprod
     clean = draw(2, 4, 4, 6, seed=8)
 
     def answer(sample: Tensor, timestep: int) -> Tensor:
