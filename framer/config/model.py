@@ -1,4 +1,4 @@
-"""The model and what it is trained on."""
+"""The model."""
 
 from __future__ import annotations
 
@@ -55,18 +55,3 @@ class ModelConfig(ConfigSection):
         if self.latents != "vae" and self.vae is not None:
             raise ValueError(f"vae is given, but latents is {self.latents}; set latents to vae to use it")
         return self
-
-
-class ObjectiveConfig(ConfigSection):
-    """Flow matching as Stable Diffusion 3 trains it (arXiv 2403.03206)."""
-
-    prediction_type: Literal["velocity", "sample"] = "velocity"
-    """What the model's output is: ``velocity``, noise minus clean sample, as SD3; ``sample``, the clean sample."""
-    target: Literal["velocity", "x0"] = "velocity"
-    """Where the squared error is measured: on the ``velocity``, or on the clean sample ``x0``."""
-    logit_mean: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """Mean of logit(sigma) before the shift."""
-    logit_std: PositiveFloat = 1.0
-    """Standard deviation of logit(sigma)."""
-    timestep_shift: PositiveFloat = 3.0
-    """SD3's resolution shift s: sigma -> s * sigma / (1 + (s - 1) * sigma), in training and inference."""

@@ -12,7 +12,8 @@ from framer.config.distillation import FramerConfig
 from framer.config.distributed import DistributedConfig
 from framer.config.engine import ActivationCheckpointingConfig, DeepSpeedConfig, LossScalingConfig
 from framer.config.health import EmaConfig, HealthConfig
-from framer.config.model import ModelConfig, ObjectiveConfig
+from framer.config.model import ModelConfig
+from framer.config.objective import NUM_TRAIN_TIMESTEPS, ObjectiveConfig
 from framer.config.trackers import TrackersConfig
 from framer.config.types import Fraction, NonEmptyText, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -137,6 +138,22 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 "model.compile_blocks with deepspeed.zero_stage 3: DeepSpeed gathers parameters between a block's "
                 "modules, so that hardly anything would be compiled; use stage 2, or do not compile"
+            )
+        objective, space = self.objective.type, self.framer.feature_space
+        if self.framer.enabled and space != "hidden" and objective != "flow_matching":
+            raise ValueError(
+                f"framer.feature_space {space} with objective.type {objective}: that space undoes the noise of flow "
+                "matching; set framer.feature_space to hidden"
+            )
+        if objective == "one_step" and self.model.latents == "residual":
+            raise ValueError(
+                "objective.type one_step with model.latents residual: one step subtracts the model's output from the "
+                "low-resolution image's latents, and the residual has none; set model.latents to pixel"
+            )
+        if objective == "diffusion" and self.evaluation.num_inference_steps > NUM_TRAIN_TIMESTEPS:
+            raise ValueError(
+                f"evaluation.num_inference_steps {self.evaluation.num_inference_steps} exceeds the "
+                f"{NUM_TRAIN_TIMESTEPS} timesteps of objective.type diffusion"
             )
         if self.lr_scheduler.warmup_steps > self.training.max_steps:
             raise ValueError(

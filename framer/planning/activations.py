@@ -186,7 +186,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     enable_activation_checkpointing(model, config.training.activation_checkpointing)
     framer: Framer | None = None
     if config.framer.enabled:
-        framer = Framer(model, config.framer, prediction_type=config.objective.prediction_type)
+        framer = Framer(model, config.framer, prediction_type=config.objective.feature_prediction)
     restoration = RestorationModel(model, config.model, META)
     frozen: tuple[Tensor, ...] = ()
     if isinstance(restoration.latents, VaeLatents):

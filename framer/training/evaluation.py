@@ -17,7 +17,7 @@ from framer.data.images import find_images
 from framer.data.photographs import bundled_photographs
 from framer.inference.restore import Restorer
 from framer.models.restoration_model import RestorationModel
-from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
+from framer.objectives import build_objective
 
 Image = NDArray[np.float32]
 
@@ -72,19 +72,14 @@ def load_heldout(config: TrainConfig) -> HeldOut:
 
 def build_restorer(model: RestorationModel, config: TrainConfig) -> Restorer:
     """A restorer around the model in training; under ZeRO 3 all ranks must call it together."""
-    objective = FlowMatching(config.objective)
-
-    def velocity(sample: Tensor, reference: Tensor, timesteps: Tensor) -> Tensor:
-        return objective.velocity(model.predict(sample, reference, timesteps), sample, timesteps / NUM_TRAIN_TIMESTEPS)
-
     return Restorer(
-        velocity=velocity,
+        model=model.predict,
         latents=model.latents,
+        objective=build_objective(config.objective, model.latents),
         tile=config.data.crop_size // model.latents.shape.downscale,
         tile_overlap=config.evaluation.tile_overlap,
         multiple=model.backbone.multiple(model.model),
         num_inference_steps=config.evaluation.num_inference_steps,
-        timestep_shift=config.objective.timestep_shift,
     )
 
 

@@ -12,7 +12,7 @@ from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
 from framer.models.restoration_model import RestorationModel
-from framer.objectives import FlowMatching, NoisyBatch
+from framer.objectives import NoisyBatch, Supervision, build_objective
 
 
 class Losses(NamedTuple):
@@ -41,7 +41,7 @@ class ForwardPass:
         self._model = model
         self._config = config
         self._framer = framer
-        self._objective = FlowMatching(config.objective)
+        self._objective = build_objective(config.objective, model.latents)
 
     def prepare(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Any]]:
         """A batch with its noise, which depends on nothing but the samples' numbers, and the model's arguments.
@@ -52,9 +52,10 @@ class ForwardPass:
         model, seed = self._model, self._config.seed
         indices = torch.as_tensor(batch["index"]).tolist()
         upsampled = batch["lr_upsampled"].to(model.device)
+        reference = model.latents.reference(upsampled)
         latents = model.latents.encode(batch["hr"].to(model.device), upsampled, indices=indices, seed=seed)
-        noisy = self._objective.add_noise(latents, indices, seed)
-        return noisy, model.inputs(noisy.sample, model.latents.reference(upsampled), noisy.timesteps)
+        noisy = self._objective.add_noise(latents, reference, indices, seed)
+        return noisy, model.inputs(noisy.sample, reference, noisy.timesteps)
 
     def losses(self, run: Callable[..., Any], batch: Sample) -> Losses:
         """Runs the model once and computes both losses; with FRAMER a collective call.
@@ -71,5 +72,8 @@ class ForwardPass:
             with self._framer.capture():
                 output = run(**inputs).sample
             out = self._framer.loss(sample=noisy.sample, sigmas=noisy.sigmas)
-        noise_loss = self._objective.loss(output, noisy)
+        supervision: Supervision | None = None
+        if self._objective.supervised:
+            supervision = Supervision(batch["hr"].to(self._model.device), batch["lr_upsampled"].to(self._model.device))
+        noise_loss = self._objective.loss(output, noisy, supervision)
         return Losses(inputs, out, noise_loss, noise_loss.new_zeros(()) if out is None else out.total)

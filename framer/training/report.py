@@ -23,14 +23,14 @@ from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
 from framer.features import adapter_for
 from framer.models.backbones import backbone_for
 from framer.models.restoration_model import RestorationModel
-from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
+from framer.objectives import build_objective
 from framer.seeding import normal_per_sample
 from framer.training.evaluation import Evaluated, HeldOut
 from framer.training.run_folder import RunFolder
 from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
-    from diffusers import ModelMixin
+    pass
 
 SIMILARITY_TIMESTEPS = (300, 700)
 """Timesteps of the paper's Fig. 3."""
@@ -97,7 +97,7 @@ def write_run_report(
         title=f"{folder.root.name}: {'FRAMER' if config.framer.enabled else 'no FRAMER'}, {step} steps",
         command=f"deepspeed train.py --config {shlex.quote(str(folder.config))} "
         f"output_dir={shlex.quote(f'{folder.root}-again')}",
-        config_summary=_summary(config, model.model, step),
+        config_summary=_summary(config, model, step),
         evaluation=rows,
         figures=figures,
         notes=_notes(config),
@@ -111,10 +111,11 @@ def similarity_against_depth(
     """Similarity of every block to the last one on the held-out photographs, at t = 300 and 700 (Fig. 3).
 
     Measured in feature space ``hidden`` with the bands of the paper's preset, whatever the run trained with, so
-    that runs compare. Every rank must call it under ZeRO 3.
+    that runs compare; in one step at the only timestep that there is. Every rank must call it under ZeRO 3.
     """
     settings = FramerConfig(preset="paper")
     framer = Framer(model.model, settings)
+    objective = build_objective(config.objective, model.latents)
     tile = config.data.crop_size
     upsampled = _tiles(heldout.lr_upsampled, tile).to(model.device)
     indices, seed = list(range(len(upsampled))), config.evaluation.seed
@@ -124,9 +125,9 @@ def similarity_against_depth(
     similarities = {}
     was_training = model.model.training
     model.model.eval()
-    for timestep in SIMILARITY_TIMESTEPS:
-        sigmas = torch.full((len(clean),), timestep / NUM_TRAIN_TIMESTEPS, device=model.device)
-        noisy = FlowMatching.at(clean, noise, sigmas)
+    only = objective.fixed_timestep
+    for timestep in SIMILARITY_TIMESTEPS if only is None else (only,):
+        noisy = objective.at_timestep(clean, reference, noise, timestep)
         parts: list[DepthSimilarity] = []
         # As many at a time as fit in training: the pass keeps its activations.
         for start in range(0, len(clean), config.training.batch_size):
@@ -160,7 +161,8 @@ def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
     return tiles[:: -(-len(tiles) // SIMILARITY_TILES)]
 
 
-def _summary(config: TrainConfig, model: ModelMixin, step: int) -> dict[str, str]:
+def _summary(config: TrainConfig, restoration: RestorationModel, step: int) -> dict[str, str]:
+    model = restoration.model
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     blocks = len(adapter_for(model).blocks)
     training, framer, ranks = config.training, config.framer, dist.get_world_size()
@@ -183,7 +185,9 @@ def _summary(config: TrainConfig, model: ModelMixin, step: int) -> dict[str, str
         "weights shown and exported": f"average, decay {training.ema.decay:g}"
         if training.ema.decay
         else "the last ones",
-        "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
+        "sampling": build_objective(config.objective, restoration.latents).describe_sampling(
+            config.evaluation.num_inference_steps
+        ),
         "seed": str(config.seed),
     }
 

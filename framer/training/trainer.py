@@ -112,7 +112,7 @@ class Trainer:
             self.framer = Framer(
                 self.model,
                 config.framer.model_copy(update={"seed": seed}),
-                prediction_type=config.objective.prediction_type,
+                prediction_type=config.objective.feature_prediction,
             )
         self.restoration = RestorationModel(self.model, config.model, self.device)
         self.forward = ForwardPass(self.restoration, config, self.framer)

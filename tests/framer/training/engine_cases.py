@@ -22,7 +22,7 @@ from framer.config.training import TrainConfig
 from framer.models.build import build_model
 from framer.models.latents import build_latents
 from framer.models.trainable import freeze_the_rest, trainable_parameters
-from framer.objectives import FlowMatching
+from framer.objectives import build_objective
 from framer.seeding import derived_seed
 from framer.training import trainer as trainer_module
 from framer.training.batches import build_dataset, stream_batches
@@ -46,18 +46,18 @@ def plain_run(config: TrainConfig) -> dict[str, Any]:
         weight_decay=config.optimizer.weight_decay,
         eps=config.optimizer.eps,
     )
-    latents, objective = build_latents(config.model, torch.device("cpu")), FlowMatching(config.objective)
+    latents = build_latents(config.model, torch.device("cpu"))
+    objective = build_objective(config.objective, latents)
     seed = derived_seed(config.seed, "negatives", config.framer.seed)
     framer = Framer(
-        model, config.framer.model_copy(update={"seed": seed}), prediction_type=config.objective.prediction_type
+        model, config.framer.model_copy(update={"seed": seed}), prediction_type=config.objective.feature_prediction
     )
     losses, gradients = [], []
     for batch in stream_batches(build_dataset(config), config, rank=0, world_size=1, start=0, count=STEPS):
         upsampled = batch["lr_upsampled"]
         indices = torch.as_tensor(batch["index"]).tolist()
-        noisy = objective.add_noise(
-            latents.encode(batch["hr"], upsampled, indices=indices, seed=config.seed), indices, config.seed
-        )
+        clean = latents.encode(batch["hr"], upsampled, indices=indices, seed=config.seed)
+        noisy = objective.add_noise(clean, upsampled, indices, config.seed)
         with framer.capture():
             output = model(**model_inputs(model, noisy.sample, latents.condition(upsampled), noisy.timesteps)).sample
         framer_loss = framer.loss(sample=noisy.sample, sigmas=noisy.sigmas).total
