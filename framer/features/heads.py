@@ -31,12 +31,12 @@ class FeatureHead(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.project = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         weight = torch.eye(out_channels)
         if in_channels != out_channels:
             weight = nn.init.orthogonal_(torch.empty(out_channels, in_channels), generator=generator)
-        with torch.no_grad():
-            self.project.weight.copy_(weight[:, :, None, None])
+        # On meta it draws nothing, so that a run's other random numbers stay what they are without heads.
+        self.project = nn.Conv2d(in_channels, out_channels, 1, bias=False, device="meta")
+        self.project.weight = nn.Parameter(weight[:, :, None, None].contiguous())
 
     def forward(self, feature: Tensor, teacher: Tensor) -> Tensor:
         """A student's map in the teacher's channels, size and dtype.
