@@ -297,6 +297,15 @@ def test_bfloat16():
     assert all(parameter.grad is not None for parameter in model.framer_heads.parameters())
 
 
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (16, 24)])
+def test_heads_give_the_teachers_dtype_under_autocast(size):
+    head = with_heads().framer_heads.head("down_blocks.0")
+    with torch.autocast("cpu", torch.bfloat16):
+        mapped = head(torch.ones(1, 8, 8, 8), torch.zeros(1, 8, *size))
+    assert mapped.dtype == torch.float32
+    assert mapped.shape == (1, 8, *size)
+
+
 def test_autocast_that_ended_with_the_forward_pass():
     model, inputs = with_heads(), unet_inputs()
     framer = Framer(model, UNGATED)
