@@ -28,7 +28,8 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
     """Makes the model recompute the blocks that the configuration selects.
 
     Args:
-        model: A diffusers transformer that has an adapter, with the distributed engine already started.
+        model: A diffusers model that has an adapter, with the distributed engine already started. Of a U-Net the parts
+            of the selected stages are recomputed, as diffusers has it.
         config: Backend, which blocks, and where their inputs wait.
 
     Returns:
@@ -48,7 +49,7 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
     matching = [
         (name, block)
         for name, block in zip(adapter.block_names, adapter.blocks, strict=True)
-        if fnmatchcase(name, config.blocks)
+        if fnmatchcase(name, config.blocks) and any(True for _ in block.parameters())
     ]
     if not matching:
         raise ConfigError(
@@ -56,7 +57,7 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
             f"{adapter.block_names[0]} to {adapter.block_names[-1]}"
         )
     selected = matching[:: config.every]
-    recomputed = {id(block) for _, block in selected}
+    recomputed = {id(module) for _, block in selected for module in block.modules()}
     run_checkpointed = _deepspeed_checkpoint() if config.backend == "deepspeed" else _torch_checkpoint(config)
 
     def run_block(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
