@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticKnownError
 
 from framer.config.base import ConfigSection
 from framer.config.types import NonEmptyText, NonNegativeInt, PositiveFloat, PositiveInt
@@ -12,6 +13,13 @@ from framer.config.types import NonEmptyText, NonNegativeInt, PositiveFloat, Pos
 
 def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _no_number(value: object) -> object:
+    """Refuses ``1`` and ``1.0`` where a Literal takes them, as ``1 == True``."""
+    if not isinstance(value, bool):
+        raise PydanticKnownError("bool_type")
+    return value
 
 
 class ArchitectureConfig(ConfigSection):
@@ -50,6 +58,28 @@ class ArchitectureConfig(ConfigSection):
         return self
 
 
+class LoraConfig(ConfigSection):
+    """Low-rank adapters (arXiv 2106.09685) beside frozen layers: they train in the place of the model's own weights."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat | None = None
+    """An adapter's output is scaled by ``alpha / rank``; null: by 1."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Part of an adapter's input that is zeroed in training."""
+    target_modules: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(_one_or_more)] | None = None
+    """Linear and convolution layers that get an adapter: ends of names as peft takes them, such as ``to_q`` or
+    ``ff.net.2``, or shell patterns of whole names, such as ``transformer_blocks.1?.attn.*``; null: all linear layers of
+    the model's attention."""
+    train_also: Annotated[list[NonEmptyText], BeforeValidator(_one_or_more)] = []
+    """Parameters of the model itself that train too, as in ``model.trainable``: ``control``, ``pos_embed.proj.*``."""
+    init: Literal["gaussian"] | Annotated[Literal[True], BeforeValidator(_no_number)] = "gaussian"
+    """How the first factor is drawn, as peft names it: ``gaussian``; true: as torch draws a linear layer. The second
+    one is zero, so that the model starts out computing what it computed before."""
+    export: Literal["merged", "adapter"] = "merged"
+    """What ``export/`` holds: ``merged``, the model with its adapters added into its weights; ``adapter``, the adapters
+    by themselves too, in its folder ``lora``, as diffusers loads them."""
+
+
 class ModelConfig(ConfigSection):
     """The transformer and what it diffuses."""
 
@@ -64,12 +94,26 @@ class ModelConfig(ConfigSection):
     trainable: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(_one_or_more)] = ["all"]
     """Parameters that train, one or more of: ``all``; ``attention``, those of the blocks' attention; ``control``, those
     through which the low-resolution image enters; shell patterns of names, such as ``transformer_blocks.*.ff.*``."""
+    lora: LoraConfig | None = None
+    """Train adapters in the place of weights; null: train the weights that ``trainable`` selects."""
+    attention_backend: NonEmptyText | None = None
+    """What computes attention, as diffusers names it: ``native``, ``_native_math``, ``_native_flash``, ``flash``,
+    ``xformers`` ...; null: diffusers' default. One that cannot be used is refused."""
     compile_blocks: bool = False
     """Compile each transformer block with ``torch.compile``; not in ZeRO stage 3."""
     latents: Literal["pixel", "residual"] = "residual"
     """What is diffused: ``pixel``, the image in [-1, 1]; ``residual``, the image minus the bicubic upscaling."""
     latents_scale: PositiveFloat = 6.0
     """Factor that brings the residual to about unit variance; ``pixel`` ignores it."""
+
+    @model_validator(mode="after")
+    def _lora_says_what_trains(self) -> ModelConfig:
+        if self.lora is not None and self.trainable != ["all"]:
+            raise ValueError(
+                f"trainable {self.trainable} has no effect with lora, which trains its adapters and lora.train_also "
+                "alone; leave it out, and name the parameters that train beside the adapters in lora.train_also"
+            )
+        return self
 
 
 class ObjectiveConfig(ConfigSection):

@@ -13,10 +13,12 @@ from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from framer.config.model import ModelConfig
-from framer.errors import UserError
+from framer.errors import ConfigError, UserError
 from framer.models.conditioning import expand_input_channels
 from framer.models.latents import build_latents
+from framer.models.lora import add_lora
 from framer.models.modulewise import check_names, fill_modules, filler_from, large_parameters_on_meta, load_buffers
+from framer.models.trainable import trainable_parameters
 from framer.models.weights import WEIGHTS_FILE, has_weights, open_weights
 from framer.seeding import derived_seed
 
@@ -39,11 +41,12 @@ def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DMode
     The global random state stays as it was.
 
     Args:
-        config: Pretrained folder or architecture, conditioning and latent space.
+        config: Pretrained folder or architecture, conditioning, latent space and adapters.
         seed: Seed of random weights.
 
     Raises:
-        UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels.
+        UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels; or
+            adapters match no layer, or leave the low-resolution image without a way into the model.
     """
     folder = pretrained_folder(config)
     with _random_state_of_weights(seed):
@@ -54,7 +57,8 @@ def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DMode
             _embed_patches_as_dit(model)
         else:
             model = _load_transformer(folder)
-    _fit_channels(model, config)
+    widened = _fit_channels(model, config)
+    _add_adapters(model, config, seed=seed, widened=widened)
     return model
 
 
@@ -89,8 +93,10 @@ def build_transformer_by_module(
             check_names(model, reader, folder)
             load_buffers(model, reader)
             fill_modules(model, filler_from(reader) if fill else None, place, kept=PATCH_PROJECTION)
-        _fit_channels(model, config)
-        place(model.get_submodule(PATCH_PROJECTION))
+        widened = _fit_channels(model, config)
+        projection = model.get_submodule(PATCH_PROJECTION)
+        for module in (projection, *_add_adapters(model, config, seed=seed, widened=widened)):
+            place(module)
     return model
 
 
@@ -101,7 +107,8 @@ def _random_state_of_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def _fit_channels(model: SD3Transformer2DModel, config: ModelConfig) -> None:
+def _fit_channels(model: SD3Transformer2DModel, config: ModelConfig) -> bool:
+    """Gives the model the inputs of the low-resolution image; whether it had none."""
     latents = build_latents(config)
     channels, conditioned = latents.channels, latents.channels + latents.condition_channels
     if int(model.config.out_channels) != channels:
@@ -114,7 +121,25 @@ def _fit_channels(model: SD3Transformer2DModel, config: ModelConfig) -> None:
             f"model.pretrained: the model takes {model.config.in_channels} input channels; model.latents="
             f"{config.latents} needs {channels}, or {conditioned} with the low-resolution image"
         )
+    widened = int(model.config.in_channels) < conditioned
     expand_input_channels(model, conditioned)
+    return widened
+
+
+def _add_adapters(
+    model: SD3Transformer2DModel, config: ModelConfig, *, seed: int, widened: bool
+) -> tuple[nn.Module, ...]:
+    """Adds what ``model.lora`` asks for; the new modules with parameters."""
+    if config.lora is None:
+        return ()
+    adapters = add_lora(model, config.lora, seed=seed)
+    if widened and not any(name.startswith(PATCH_PROJECTION) for name in trainable_parameters(model, config)):
+        raise ConfigError(
+            f"model.lora: {config.pretrained} has no inputs for the low-resolution image; it gets them with weights of "
+            "zero, which would not train, so that the image would never count: add control to model.lora.train_also, "
+            f"or {PATCH_PROJECTION} to model.lora.target_modules"
+        )
+    return adapters
 
 
 def _new_transformer(config: ModelConfig) -> SD3Transformer2DModel:
