@@ -47,7 +47,7 @@ def add_lora(
         The new modules with parameters, in the model's order, in the dtype and on the device of the layers.
 
     Raises:
-        ConfigError: An entry of ``target_modules`` matches no layer that can have an adapter, or peft refuses one.
+        ConfigError: An entry of ``target_modules`` matches no layer that can have an adapter.
         MissingExtraError: peft is not installed.
         ValueError: The model has a set of this name.
     """
@@ -64,10 +64,7 @@ def add_lora(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(derived_seed(seed, "lora", adapter_name))
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        try:
-            require("peft", extra="lora").inject_adapter_in_model(settings, model, adapter_name)
-        except ValueError as error:  # such as a rank that the groups of a convolution do not divide
-            raise ConfigError(f"model.lora: peft cannot add the adapters: {error}") from error
+        require("peft", extra="lora").inject_adapter_in_model(settings, model, adapter_name)
     activate_lora(model, *earlier, adapter_name)
     new = lora_parameters(model, adapter_name)
     for name, parameter in model.named_parameters():
@@ -83,6 +80,8 @@ def add_lora(
 def lora_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     """Names of the layers that ``target_modules`` selects; by default the linear layers of attention.
 
+    Convolutions in groups, depthwise ones among them, have no adapters: peft cannot merge theirs.
+
     Args:
         model: With or without adapters.
         config: The selection.
@@ -96,7 +95,8 @@ def lora_targets(model: nn.Module, config: LoraConfig) -> list[str]:
     layers = {
         name.removesuffix(".base_layer"): module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and module not in factors
+        if module not in factors
+        and (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
     }
     if config.target_modules is None:
         within = tuple(f"{name}." for name in attention_modules(model))
