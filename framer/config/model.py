@@ -67,9 +67,9 @@ class LoraConfig(ConfigSection):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of an adapter's input that is zeroed in training."""
     target_modules: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(_one_or_more)] | None = None
-    """Linear layers and convolutions (not in groups) that get an adapter: ends of names as peft takes them, such as ``to_q`` or
-    ``ff.net.2``, or shell patterns of whole names, such as ``transformer_blocks.1?.attn.*``; null: all linear layers of
-    the model's attention."""
+    """Linear layers, and convolutions without groups, that get an adapter: ends of names as peft takes them, such as
+    ``to_q`` or ``ff.net.2``, or shell patterns of whole names, such as ``transformer_blocks.1?.attn.*``; null: all
+    linear layers of the model's attention."""
     train_also: Annotated[list[NonEmptyText], BeforeValidator(_one_or_more)] = []
     """Parameters of the model itself that train too, as in ``model.trainable``: ``control``, ``pos_embed.proj.*``."""
     init: Literal["gaussian"] | Annotated[Literal[True], BeforeValidator(_no_number)] = "gaussian"

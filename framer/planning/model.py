@@ -12,6 +12,7 @@ from framer.config.data import DataConfig
 from framer.config.model import ArchitectureConfig, ModelConfig
 from framer.config.training import TrainConfig
 from framer.errors import UserError
+from framer.models.attention_backends import check_attention_route
 from framer.models.build import build_transformer, pretrained_folder
 from framer.models.trainable import freeze_the_rest, trainable_parameters
 
@@ -36,12 +37,15 @@ def meta_transformer(config: TrainConfig) -> SD3Transformer2DModel:
     """The transformer as DeepSpeed would train it: in ``training.precision``, in training mode, without storage.
 
     Raises:
-        UserError: As :func:`planned_architecture`, or a pattern of ``model.trainable`` matches nothing.
+        UserError: As :func:`planned_architecture`, or a pattern of ``model.trainable`` matches nothing, or the model's
+            attention does not take ``model.attention_backend``.
     """
     # Weights are not read: a model of the same sizes, with random ones, takes the same memory.
     model = config.model.model_copy(update={"pretrained": None, "architecture": planned_architecture(config.model)})
     with META:
         transformer = build_transformer(model, seed=0)
+    if config.model.attention_backend is not None:
+        check_attention_route(transformer, config.model.attention_backend)
     freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
     for parameter in transformer.parameters():  # DeepSpeed leaves buffers in float32
         parameter.data = parameter.data.to(DTYPES[config.training.precision])

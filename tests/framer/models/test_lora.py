@@ -105,7 +105,7 @@ def test_a_target_that_matches_no_layer_is_named_with_examples(entry: str) -> No
 
 
 def test_the_default_where_there_is_no_attention() -> None:
-    with pytest.raises(ConfigError, match="Sequential has no linear layers of attention.* such as 0, 1"):
+    with pytest.raises(ConfigError, match=r"Sequential has no linear layers of attention.* such as 0, 1"):
         lora_targets(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), LoraConfig())
 
 
