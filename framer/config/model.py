@@ -17,8 +17,8 @@ def _one_or_more(value: object) -> object:
 
 def _no_number(value: object) -> object:
     """Refuses ``1`` and ``1.0`` where a Literal takes them, as ``1 == True``."""
-    if not isinstance(value, bool):
-        raise PydanticKnownError("bool_type")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise PydanticKnownError("literal_error", {"expected": "'gaussian' or true"})
     return value
 
 
@@ -72,7 +72,7 @@ class LoraConfig(ConfigSection):
     linear layers of the model's attention."""
     train_also: Annotated[list[NonEmptyText], BeforeValidator(_one_or_more)] = []
     """Parameters of the model itself that train too, as in ``model.trainable``: ``control``, ``pos_embed.proj.*``."""
-    init: Literal["gaussian"] | Annotated[Literal[True], BeforeValidator(_no_number)] = "gaussian"
+    init: Annotated[Literal["gaussian", True], BeforeValidator(_no_number)] = "gaussian"
     """How the first factor is drawn, as peft names it: ``gaussian``; true: as torch draws a linear layer. The second
     one is zero, so that the model starts out computing what it computed before."""
     export: Literal["merged", "adapter"] = "merged"
