@@ -44,6 +44,8 @@ _ANY_DEVICE: Final = (NATIVE, "_native_math", "_native_flash", "flex")
 _OTHER_DEVICES: Final[Mapping[str, str]] = {"_native_npu": "npu", "_native_xla": "xla"}
 _HALF_PRECISION: Final = ("flash", "_flash", "aiter", "_native_cudnn")
 _NO_GRADIENT: Final = ("sage", "_sage")
+_KERNEL: Final = "_framer_kernel"
+"""Attribute of processors that are limited to one of torch's kernels: which one."""
 _PROBE_TOKENS: Final = 32
 _PROBE_TOLERANCE: Final = 0.05
 """Relative; above what bf16 and TF32 round, and below what any mistake makes."""
@@ -137,9 +139,8 @@ class _Route(NamedTuple):
 
     def take(self, backend: str) -> None:
         """Gives an attention that calls torch itself to the backend."""
-        if backend in TORCH_KERNELS:
-            _limit_to_kernel(self.module.processor, TORCH_KERNELS[backend])
-        elif backend == XFORMERS:
+        _limit_to_kernel(self.module.processor, TORCH_KERNELS.get(backend))
+        if backend == XFORMERS:
             self.module.set_use_memory_efficient_attention_xformers(True)
 
     def uses(self, backend: str) -> bool:
@@ -152,9 +153,6 @@ class _Route(NamedTuple):
         if backend == XFORMERS:
             return type(processor).__name__ in _XFORMERS_PROCESSORS.values()
         return _calls_torch(processor) and not hasattr(processor, _KERNEL)
-
-
-_KERNEL: Final = "_framer_kernel"
 
 
 def _backend(name: str) -> AttentionBackendName:
@@ -208,8 +206,12 @@ def _calls_torch(processor: Any) -> bool:
     return code is not None and "scaled_dot_product_attention" in code.co_names
 
 
-def _limit_to_kernel(processor: Any, kernel: SDPBackend) -> None:
-    """Lets torch compute a processor's attention by one kernel alone, in recomputed blocks too."""
+def _limit_to_kernel(processor: Any, kernel: SDPBackend | None) -> None:
+    """Lets torch compute a processor's attention by one kernel alone, in recomputed blocks too; None: by any."""
+    if hasattr(processor, _KERNEL):
+        processor.__class__ = type(processor).__base__
+    if kernel is None:
+        return
     kind = type(processor)
     call = kind.__call__
 

@@ -185,6 +185,13 @@ def test_a_kernel_for_one_model_leaves_others_as_they_are() -> None:
     assert _outputs_and_gradients(other, _run_sd3)[2] == len(attention_modules(other))
 
 
+def test_the_last_kernel_asked_for_counts() -> None:
+    model = _sd3()
+    for backend, fused in (("_native_math", 0), ("_native_flash", 4), ("_native_math", 0), ("native", 4)):
+        use_attention_backend(model, backend, device=CPU, dtype=FP32)
+        assert _outputs_and_gradients(model, _run_sd3)[2] == fused, backend
+
+
 def test_the_random_state_stays() -> None:
     state, model = torch.get_rng_state(), _sd3()
     use_attention_backend(model, "native", device=CPU, dtype=FP32)
