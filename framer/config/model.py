@@ -8,11 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from framer.config.architecture import Architecture, SD3Architecture
 from framer.config.base import ConfigSection
-from framer.config.types import NonEmptyText, PositiveFloat, PositiveInt
-
-
-def _one_or_more(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+from framer.config.lora import LoraConfig
+from framer.config.types import NonEmptyText, PositiveFloat, PositiveInt, one_or_more
 
 
 class ModelConfig(ConfigSection):
@@ -33,9 +30,14 @@ class ModelConfig(ConfigSection):
     ``[P]``, seen with every image, such as those of the empty text; null: ``text_tokens`` zeros."""
     text_tokens: PositiveInt = 1
     """Text tokens of zeros; not read where ``text_embeddings`` is given."""
-    trainable: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(_one_or_more)] = ["all"]
+    trainable: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(one_or_more)] = ["all"]
     """Parameters that train, one or more of: ``all``; ``attention``, those of the blocks' attention; ``control``, those
     through which the low-resolution image enters; shell patterns of names, such as ``transformer_blocks.*.ff.*``."""
+    lora: LoraConfig | None = None
+    """Train adapters in the place of weights; null: train the weights that ``trainable`` selects."""
+    attention_backend: NonEmptyText | None = None
+    """What computes attention, as diffusers names it: ``native``, ``_native_math``, ``_native_flash``, ``flash``,
+    ``xformers`` ...; null: diffusers' default. One that cannot be used is refused."""
     compile_blocks: bool = False
     """Compile each block with ``torch.compile``; not in ZeRO stage 3."""
     latents: Literal["pixel", "residual", "vae"] = "residual"
@@ -54,4 +56,13 @@ class ModelConfig(ConfigSection):
             raise ValueError("latents is vae, but vae, the autoencoder's folder, is not given")
         if self.latents != "vae" and self.vae is not None:
             raise ValueError(f"vae is given, but latents is {self.latents}; set latents to vae to use it")
+        return self
+
+    @model_validator(mode="after")
+    def _lora_says_what_trains(self) -> ModelConfig:
+        if self.lora is not None and self.trainable != ["all"]:
+            raise ValueError(
+                f"trainable {self.trainable} has no effect with lora, which trains its adapters and lora.train_also "
+                "alone; leave it out, and name the parameters that train beside the adapters in lora.train_also"
+            )
         return self

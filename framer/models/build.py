@@ -16,6 +16,7 @@ from framer.models.backbones import Backbone, InputChannels, backbone_for, model
 from framer.models.conditioning import expand_input_channels
 from framer.models.folders import class_in_folder, pretrained_folder, read_model_config
 from framer.models.latents import LatentShape, latent_shape
+from framer.models.lora import add_lora
 from framer.models.modulewise import (
     check_names,
     draw,
@@ -24,6 +25,7 @@ from framer.models.modulewise import (
     large_parameters_on_meta,
     load_buffers,
 )
+from framer.models.trainable import trainable_parameters
 from framer.models.weights import WEIGHTS_FILE, has_weights, open_weights
 from framer.seeding import derived_seed
 
@@ -37,11 +39,12 @@ def build_model(config: ModelConfig, *, seed: int) -> ModelMixin:
     The global random state stays as it was.
 
     Args:
-        config: Pretrained folder or architecture, conditioning and latent space.
+        config: Pretrained folder or architecture, conditioning, latent space and adapters.
         seed: Seed of random weights.
 
     Raises:
-        UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels.
+        UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels; or
+            adapters match no layer, or leave the low-resolution image without a way into the model.
     """
     backbone, folder, shape = backbone_for(config), pretrained_folder(config), latent_shape(config)
     with _random_state_of_weights(seed):
@@ -54,7 +57,8 @@ def build_model(config: ModelConfig, *, seed: int) -> ModelMixin:
             backbone.start_model(model)
         else:
             model = backbone.adopt(_load_model(model_class(class_in_folder(folder)), folder), config)
-    _fit_channels(model, backbone, config, shape)
+    widened = _fit_channels(model, backbone, config, shape)
+    _add_adapters(model, backbone, config, seed=seed, widened=widened)
     return model
 
 
@@ -101,8 +105,10 @@ def build_model_by_module(
             load_buffers(model, reader)
             sources = {name: backbone.source_of_added(name) for name in added}
             fill_modules(model, filler_from(reader, sources) if fill else None, place, kept=kept)
-        _fit_channels(model, backbone, config, shape)
-        place(model.get_submodule(kept))
+        widened = _fit_channels(model, backbone, config, shape)
+        projection = model.get_submodule(kept)
+        for module in (projection, *_add_adapters(model, backbone, config, seed=seed, widened=widened)):
+            place(module)
     return model
 
 
@@ -120,7 +126,8 @@ def build_model_without_weights(config: ModelConfig) -> ModelMixin:
             model = backbone.model_class.from_config(backbone.folder_settings(read_model_config(folder), config))
         except Exception as error:  # whatever wrong settings make a model raise
             raise UserError(f"model.pretrained: cannot plan the model of {folder}: {error}") from error
-    _fit_channels(model, backbone, config, shape)
+    widened = _fit_channels(model, backbone, config, shape)
+    _add_adapters(model, backbone, config, seed=0, widened=widened)
     return model
 
 
@@ -131,7 +138,8 @@ def _random_state_of_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def _fit_channels(model: ModelMixin, backbone: Backbone, config: ModelConfig, shape: LatentShape) -> None:
+def _fit_channels(model: ModelMixin, backbone: Backbone, config: ModelConfig, shape: LatentShape) -> bool:
+    """Gives the model the inputs of the low-resolution image; whether it had none."""
     if not backbone.condition_joins_input and shape.condition_channels != shape.channels:
         raise ConfigError(
             f"model.conditioning={config.conditioning} needs the low-resolution image as latents like the noisy ones; "
@@ -150,7 +158,26 @@ def _fit_channels(model: ModelMixin, backbone: Backbone, config: ModelConfig, sh
             f"model.pretrained: the model takes {model.config.in_channels} input channels; {space} needs "
             f"{channels}{joined}"
         )
+    widened = int(model.config.in_channels) < conditioned
     expand_input_channels(model, backbone.input_projection, conditioned)
+    return widened
+
+
+def _add_adapters(
+    model: ModelMixin, backbone: Backbone, config: ModelConfig, *, seed: int, widened: bool
+) -> tuple[nn.Module, ...]:
+    """Adds what ``model.lora`` asks for; the new modules with parameters."""
+    if config.lora is None:
+        return ()
+    adapters = add_lora(model, config.lora, seed=seed)
+    projection = backbone.input_projection
+    if widened and not any(name.startswith(projection) for name in trainable_parameters(model, config)):
+        raise ConfigError(
+            f"model.lora: {config.pretrained} has no inputs for the low-resolution image; it gets them with weights of "
+            "zero, which would not train, so that the image would never count: add control to model.lora.train_also, "
+            f"or {projection} to model.lora.target_modules"
+        )
+    return adapters
 
 
 def _new_model(backbone: Backbone, config: ModelConfig, shape: LatentShape) -> ModelMixin:

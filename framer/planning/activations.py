@@ -15,7 +15,7 @@ from framer.distill import Framer
 from framer.features import adapter_for
 from framer.models.latents import VaeLatents
 from framer.models.restoration_model import RestorationModel
-from framer.planning.attention import fused_attention
+from framer.planning.attention import planned_attention
 from framer.planning.flops import operator_flops
 from framer.planning.model import META, crop_sizes, meta_model
 from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
@@ -200,7 +200,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     if partitioned:
         PartitioningEvents(memory.event).watch(model)
     linear: AbstractContextManager[None] = memory_efficient_linear() if partitioned else nullcontext()
-    with fused_attention(), linear, memory:
+    with planned_attention(config.model), linear, memory:
         _run(restoration, framer, config, memory)
     return MicroStep(
         moments=tuple(memory.moments),

@@ -8,6 +8,7 @@ import torch
 
 from framer.config.data import DataConfig
 from framer.config.training import TrainConfig
+from framer.models.attention_backends import check_attention_route
 from framer.models.build import build_model_without_weights
 from framer.models.trainable import freeze_the_rest, trainable_parameters
 
@@ -27,6 +28,8 @@ def meta_model(config: TrainConfig) -> ModelMixin:
     """
     with META:
         model = build_model_without_weights(config.model)
+    if config.model.attention_backend is not None:
+        check_attention_route(model, config.model.attention_backend)
     freeze_the_rest(model, trainable_parameters(model, config.model))
     for parameter in model.parameters():  # DeepSpeed leaves buffers in float32
         parameter.data = parameter.data.to(DTYPES[config.training.precision])

@@ -32,6 +32,7 @@ from framer.planning.flops import model_flops_per_sample
 from framer.seeding import derived_seed, seed_generators
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
+from framer.training.attention import check_backend, use_backend
 from framer.training.batches import build_dataset, stream_batches
 from framer.training.checkpoint_choice import choose_checkpoint
 from framer.training.checkpoint_folder import clear_unfinished, find_checkpoints
@@ -89,11 +90,14 @@ class Trainer:
             check_restoration(pretrained, config)
         check_engine(config)
         start_distributed(config.distributed)
+        # Before a large model is built.
+        check_backend(config)
         if config.deepspeed.zero_stage == 3:
             model = build_partitioned_model(config)
         else:
             model = build_model(config.model, seed=config.seed)
         check_sizes(model, config)
+        use_backend(model, config)
         freeze_the_rest(model, trainable_parameters(model, config.model))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_rank_zero(self._prepare_folder)

@@ -27,6 +27,7 @@ _CHANGEABLE = (
     "trackers.",
     "distributed.",
     "training.export_dtype",
+    "model.lora.export",
     "training.activation_checkpointing",
 )
 # What another number of ranks may change too, as long as an optimizer step takes as many samples.

@@ -49,7 +49,7 @@ def walk(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tup
 KEYS = list(walk(TrainConfig))
 LEAVES = [".".join(path) for path, nested in KEYS if not nested]
 SECTIONS = [".".join(path) for path, nested in KEYS if nested]
-OPTIONAL_SECTIONS = {"trackers.wandb"}
+OPTIONAL_SECTIONS = {"model.lora", "trackers.wandb"}
 
 
 def nested_content(dotted: str, value: object) -> dict[str, object]:

@@ -14,8 +14,9 @@ from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer
-from framer.models.build import build_transformer
+from framer.models.build import build_model
 from framer.models.latents import build_latents
+from framer.models.restoration_model import RestorationModel
 from framer.objectives import Supervision, build_objective
 from framer.planning.activations import trace_micro_step
 from framer.training.evaluation import build_restorer
@@ -27,6 +28,8 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"type": "diffusion", "prediction_type": "v_prediction", "zero_terminal_snr": True},
     {"type": "one_step"},
 ]
+
+CPU = torch.device("cpu")
 
 
 def read(folder: Path, objective: dict[str, Any]) -> TrainConfig:
@@ -50,11 +53,11 @@ def batch_of(numbers: list[int]) -> Sample:
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_the_micro_step_has_the_objectives_loss_and_trains_the_model(tmp_path: Path, objective: dict[str, Any]) -> None:
     config = read(tmp_path, objective)
-    model = build_transformer(config.model, seed=0)
-    forward = ForwardPass(model, config, Framer(model, config.framer), torch.device("cpu"))
+    model = build_model(config.model, seed=0)
+    forward = ForwardPass(RestorationModel(model, config.model, CPU), config, Framer(model, config.framer))
     batch = batch_of([3, 4])
     losses = forward.losses(model, batch)
-    built = build_objective(config.objective, build_latents(config.model))
+    built = build_objective(config.objective, build_latents(config.model, CPU))
     noisy = built.add_noise(batch["hr"], batch["lr_upsampled"], [3, 4], config.seed)
     expected = built.loss(model(**losses.inputs).sample, noisy, Supervision(batch["hr"], batch["lr_upsampled"]))
     torch.testing.assert_close(losses.noise, expected)
@@ -67,7 +70,7 @@ def test_the_micro_step_has_the_objectives_loss_and_trains_the_model(tmp_path: P
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_the_model_in_training_restores_images_of_any_size(tmp_path: Path, objective: dict[str, Any]) -> None:
     config = read(tmp_path, objective)
-    restorer = build_restorer(build_transformer(config.model, seed=0).eval(), config)
+    restorer = build_restorer(RestorationModel(build_model(config.model, seed=0).eval(), config.model, CPU), config)
     upsampled = images(1, 3, 48, 40, seed=5)
     restored = restorer(upsampled, seed=0)
     assert restored.shape == upsampled.shape

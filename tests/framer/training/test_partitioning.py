@@ -13,6 +13,7 @@ from training_runs import run_on_ranks, tiny_config
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 from framer.models.build import build_model
+from framer.training.engine import COMPUTE_DTYPES
 from framer.training.export import write_diffusers_folder
 
 _BUILD = """
@@ -67,6 +68,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pretrained": {"model": {"pretrained": str(folder / "whole")}},
         "sharded-file": {"model": {"pretrained": str(folder / "sharded")}},
         "base": {"model": {"pretrained": "base", "latents_scale": 5.0}},
+        "adapters": {
+            "model": {"pretrained": str(folder / "whole"), "lora": {"target_modules": ["to_q", "pos_embed.proj"]}},
+            "training": {"precision": "bf16"},
+        },
     }
     configs = [tiny_config(folder / name, **{**narrow, **sections}) for name, sections in cases.items()]
     for status, errors in run_on_ranks(2, _BUILD, [folder, *configs], timeout=300):
@@ -74,10 +79,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["random", "bf16", "pretrained", "sharded-file", "base"])
+@pytest.mark.parametrize("name", ["random", "bf16", "pretrained", "sharded-file", "base", "adapters"])
 def test_partitioned_weights_equal_those_built_at_once(built: Path, name: str) -> None:
     config = load_config(TrainConfig, built / name / "config.yaml")
-    dtype = torch.bfloat16 if name == "bf16" else torch.float32
+    dtype = COMPUTE_DTYPES[config.training.precision]
     expected = build_model(config.model, seed=config.seed)
     for rank in range(2):
         state = torch.load(built / f"{name}-{rank}.pt", weights_only=True)
@@ -88,7 +93,7 @@ def test_partitioned_weights_equal_those_built_at_once(built: Path, name: str) -
             assert torch.equal(state["weights"][key], buffer), key
 
 
-@pytest.mark.parametrize("name", ["random", "pretrained"])
+@pytest.mark.parametrize("name", ["random", "pretrained", "adapters"])
 def test_no_rank_holds_more_than_its_part(built: Path, name: str) -> None:
     for rank in range(2):
         state = torch.load(built / f"{name}-{rank}.pt", weights_only=True)
