@@ -63,7 +63,7 @@ class FeatureHeads(nn.Module):
     """The heads of a model's students, one each.
 
     They start as the identity where student and teacher have as many channels, and else as an orthogonal matrix, which
-    keeps a map's inner products as far as the channels allow: the energies that FAW compares at the start are about those
+    keeps a map's inner products as far as the channels allow: the energies that FAW compares at first are about those
     of the features.
 
     An untrained head may leave its student's similarity to the teacher negative, where the gate FAM lets no gradient
