@@ -63,8 +63,11 @@ class FeatureHeads(nn.Module):
     """The heads of a model's students, one each.
 
     They start as the identity where student and teacher have as many channels, and else as an orthogonal matrix, which
-    keeps inner products as far as the channels allow: similarities and energies at the start are those of the features,
-    not of the draw.
+    keeps a map's inner products as far as the channels allow: the energies that FAW compares at first are about those
+    of the features.
+
+    An untrained head may leave its student's similarity to the teacher negative, where the gate FAM lets no gradient
+    through: such a student learns in the other band, from other samples, or once the teacher has moved.
 
     They train by the FRAMER loss alone, with the model, and learn part of the alignment in its place: a small loss by
     itself does not tell that the model's own features have become more like the teacher's. The paper's scheme has this;
