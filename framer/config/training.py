@@ -136,6 +136,16 @@ class TrainConfig(ConfigSection):
                 "model.compile_blocks with deepspeed.zero_stage 3: DeepSpeed gathers parameters between a block's "
                 "modules, so that hardly anything would be compiled; use stage 2, or do not compile"
             )
+        if self.framer.enabled and self.framer.teacher == "ema" and self.training.ema.decay is None:
+            raise ValueError(
+                f"framer.teacher ema (method {self.framer.method}) needs training.ema.decay, got null; set it to 0.9999, "
+                "for example"
+            )
+        if self.framer.enabled and self.framer.method == "repa" and self.framer.repa.encoder is None:
+            raise ValueError(
+                "framer.method repa needs framer.repa.encoder: the folder of a vision model of transformers, such as "
+                "DINOv2"
+            )
         if self.lr_scheduler.warmup_steps > self.training.max_steps:
             raise ValueError(
                 f"lr_scheduler.warmup_steps {self.lr_scheduler.warmup_steps} exceeds "
