@@ -81,9 +81,10 @@ class FramerOutput(NamedTuple):
 class Framer:
     """Adds the FRAMER loss to the training of a diffusers model.
 
-    By default every block but the last is a student and the last one the teacher. A forward pass inside ``capture``
-    is recorded, and ``loss`` spends the record: one ``capture`` and one ``loss`` for each forward pass,
-    also in gradient accumulation. Outside of ``capture`` the model carries nothing of it.
+    By default every block but the last is a student and the last one the teacher; of a U-Net every stage is a student
+    and the last map before ``conv_out`` the teacher, and it must have heads (``framer.features.attach_heads``). A
+    forward pass inside ``capture`` is recorded, and ``loss`` spends the record: one ``capture`` and one ``loss`` for
+    each forward pass, also in gradient accumulation. Outside of ``capture`` the model carries nothing of it.
 
     Args:
         model: A diffusers model that has an adapter (see ``framer.features``), alone or within DeepSpeed's
@@ -97,6 +98,7 @@ class Framer:
 
     Raises:
         UnsupportedModelError: Where the model keeps its features is not known, or it has fewer than 3 blocks.
+        MissingHeadsError: The model's layers differ in shape, and a student lacks its head.
         ConfigError: The config has ``enabled=False``, or its students and teacher are not in the model.
     """
 
@@ -114,6 +116,7 @@ class Framer:
         self._adapter = adapter_for(model)
         names = self._adapter.block_names
         self._students, self._teacher = select_layers(names, self.config.students, self.config.teacher)
+        self._adapter.check_students(self._students, self._teacher)
         self.layer_names = tuple(names[student] for student in self._students)
         self.teacher_name = names[self._teacher]
         self._group = group
@@ -170,26 +173,8 @@ class Framer:
             CaptureError: Nothing is captured.
             FeatureError: A tensor that the feature space needs is missing or has another shape.
         """
-        adapter, space = self._adapter, self.config.feature_space
-
-        def to_space(capture: Capture) -> ToSpace:
-            return feature_space(
-                capture,
-                adapter,
-                space,
-                sample=sample,
-                sigmas=sigmas,
-                conditioning=conditioning,
-                prediction_type=self._prediction_type,
-            )
-
-        own = self._captured()
-        taught = own if self._teacher_tap is None else self._captured_teacher()
-        convert = to_space(own)
-        with torch.no_grad():
-            teacher = to_space(taught)(taught.features[self._teacher]).detach()
-        students = [adapter.to_teacher(student, convert(own.features[student]), teacher) for student in self._students]
-        return Features(students, teacher, self.layer_names, self.teacher_name)
+        own, teacher = self._in_feature_space(sample, sigmas, conditioning)
+        return Features(self._to_teacher(own, teacher), teacher, self.layer_names, self.teacher_name)
 
     def loss(
         self,
@@ -211,13 +196,15 @@ class Framer:
                 features do not suit the config.
         """
         config = self.config
-        features = self.features(sample=sample, sigmas=sigmas, conditioning=conditioning)
-        self._check_gradient(features.students)
-        negatives = draw_negatives(len(features.students), config.negatives, config.seed, self._draws)
+        own, teacher = self._in_feature_space(sample, sigmas, conditioning)
+        # Before the heads, which always train.
+        self._check_gradient(own)
+        students = self._to_teacher(own, teacher)
+        negatives = draw_negatives(len(students), config.negatives, config.seed, self._draws)
         try:
             layers = framer_loss(
-                features.students,
-                features.teacher,
+                students,
+                teacher,
                 negatives=negatives,
                 bands=_band_split(config),
                 representation=config.representation,
@@ -257,6 +244,37 @@ class Framer:
         if set(state) != {"draws"} or type(draws) is not int or draws < 0:
             raise ValueError(f"expected the state of a Framer, {{'draws': 0 or more}}, got {dict(state)!r}")
         self._draws = draws
+
+    def _in_feature_space(
+        self, sample: Tensor | None, sigmas: Tensor | None, conditioning: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The students' maps, each in its own shape, and the teacher's, detached."""
+        adapter, space = self._adapter, self.config.feature_space
+
+        def to_space(capture: Capture) -> ToSpace:
+            return feature_space(
+                capture,
+                adapter,
+                space,
+                sample=sample,
+                sigmas=sigmas,
+                conditioning=conditioning,
+                prediction_type=self._prediction_type,
+            )
+
+        own = self._captured()
+        taught = own if self._teacher_tap is None else self._captured_teacher()
+        convert = to_space(own)
+        with torch.no_grad():
+            teacher = to_space(taught)(taught.features[self._teacher]).detach()
+        return [convert(own.features[student]) for student in self._students], teacher
+
+    def _to_teacher(self, students: list[Tensor], teacher: Tensor) -> list[Tensor]:
+        with self._captured().autocast():
+            return [
+                self._adapter.to_teacher(number, student, teacher)
+                for number, student in zip(self._students, students, strict=True)
+            ]
 
     def _captured(self) -> Capture:
         capture = self._tap.capture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -76,8 +75,7 @@ def _as_it_is(feature: Tensor) -> Tensor:
 
 def _prediction(feature: Tensor, capture: Capture, adapter: Adapter, arguments: HeadArguments) -> Tensor:
     # The head runs under the blocks' autocast: its weights may not have the dtype of their tokens.
-    dtype = capture.autocast_dtype
-    with nullcontext() if dtype is None else torch.autocast(feature.device.type, dtype):
+    with capture.autocast():
         if not capture.checkpointed or not torch.is_grad_enabled():
             return adapter.predict(feature, arguments, capture.grid)
         prediction: Tensor = checkpoint(

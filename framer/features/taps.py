@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,13 @@ class Capture:
     head_arguments: HeadArguments | None
     checkpointed: bool
     autocast_dtype: torch.dtype | None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocast as about the layers, for modules that take their features on; nothing where there was none."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        feature = next(iter(self.features.values()))
+        return torch.autocast(feature.device.type, self.autocast_dtype)
 
 
 class FeatureTap:

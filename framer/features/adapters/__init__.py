@@ -12,9 +12,10 @@ from framer.features.adapters.catalogue import LAYOUTS
 from framer.features.adapters.layouts import TransformerLayout
 from framer.features.adapters.structure import how_to_declare, recognise
 from framer.features.adapters.transformer import TransformerAdapter
+from framer.features.adapters.unet import UNetAdapter
 from framer.features.errors import UnsupportedModelError
 
-__all__ = ["Adapter", "TransformerAdapter", "adapter_for", "register_adapter", "register_layout"]
+__all__ = ["Adapter", "TransformerAdapter", "UNetAdapter", "adapter_for", "register_adapter", "register_layout"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ def register_layout(model_class: str, layout: TransformerLayout) -> None:
 
 for _name, _layout in LAYOUTS.items():
     register_layout(_name, _layout)
+for _name in ("UNet2DConditionModel", "UNet2DModel"):
+    register_adapter(_name, UNetAdapter)
 
 
 def adapter_for(model: nn.Module) -> Adapter:

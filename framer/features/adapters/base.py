@@ -61,6 +61,23 @@ class Adapter(ABC):
             FeatureError: The feature does not fill the grid.
         """
 
+    @property
+    def channels(self) -> tuple[int, ...] | None:
+        """Channels of every layer's map, where layers differ in shape and students need heads; None elsewhere."""
+        return None
+
+    def check_students(self, students: Sequence[int], teacher: int) -> None:
+        """Checks, before any forward pass, that the model has what :meth:`to_teacher` needs.
+
+        Args:
+            students: Numbers of the students' layers.
+            teacher: Number of the teacher's layer.
+
+        Raises:
+            MissingHeadsError: A student lacks a head, or has one for another teacher.
+        """
+        return
+
     def to_teacher(self, index: int, feature: Tensor, teacher: Tensor) -> Tensor:
         """A student's map in the teacher's shape.
 
@@ -71,6 +88,7 @@ class Adapter(ABC):
 
         Raises:
             FeatureError: Its shape is another one, and the family has no heads for that.
+            MissingHeadsError: The family has heads for that, and the model lacks the student's.
         """
         if feature.shape != teacher.shape:
             raise FeatureError(
