@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from framer.alignment.base import Alignment, AlignmentMaps, LayerLosses
-from framer.alignment.encoders import ImageEncoder, PatchEncoder, load_encoder
+from framer.alignment.encoders import ImageEncoder, PatchEncoder, load_encoder, planned_encoder, repa_encoder
 from framer.alignment.projectors import attach_projectors
 from framer.alignment.registry import build_alignment
 
@@ -16,4 +16,6 @@ __all__ = [
     "attach_projectors",
     "build_alignment",
     "load_encoder",
+    "planned_encoder",
+    "repa_encoder",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -29,14 +30,14 @@ class AlignmentMaps:
         students: Maps ``[B, C, h, w]`` of the students, with gradients.
         teacher: The teacher's map ``[B, C, h, w]``, detached; None where no layer teaches.
         images: Clean images ``[B, 3, H, W]`` in -1..1; None where they were not given.
-        autocast_dtype: The dtype to which the layers were autocast; None without autocast.
+        autocast: Autocast as about the layers, for modules that take their maps on.
         group: Processes whose samples the loss compares with this one's; None for this process alone.
     """
 
     students: tuple[Tensor, ...]
     teacher: Tensor | None
     images: Tensor | None
-    autocast_dtype: torch.dtype | None
+    autocast: Callable[[], AbstractContextManager[Any]]
     group: dist.ProcessGroup | None
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from framer.config.distillation import FramerConfig
 from framer.errors import UserError
 from framer.extras import require
 from framer.features.errors import FeatureError
@@ -80,10 +81,19 @@ class PatchEncoder(ImageEncoder):
         UserError: It is no model of images in patches.
     """
 
-    def __init__(self, model: nn.Module, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+    ):
         config: Any = model.config
         channels, patch = getattr(config, "hidden_size", None), getattr(config, "patch_size", None)
-        if getattr(model, "main_input_name", None) != "pixel_values" or type(channels) is not int or type(patch) is not int:
+        if (
+            getattr(model, "main_input_name", None) != "pixel_values"
+            or type(channels) is not int
+            or type(patch) is not int
+        ):
             raise UserError(
                 f"{type(model).__name__} is no encoder of images in patches: expected a vision transformer of "
                 "transformers with hidden_size and patch_size, such as DINOv2"
@@ -109,7 +119,7 @@ class PatchEncoder(ImageEncoder):
                 f"{type(self.model).__name__} gave features of shape {list(tokens.shape)} of images of {size[0]} x "
                 f"{size[1]} pixels; expected {height * width} patches of {self.patch} pixels a side"
             )
-        return patches.transpose(1, 2).unflatten(2, (height, width))
+        return patches.transpose(1, 2).reshape(len(images), -1, height, width)
 
 
 def load_encoder(folder: str | Path) -> PatchEncoder:
@@ -133,6 +143,16 @@ def load_encoder(folder: str | Path) -> PatchEncoder:
     except Exception as error:  # whatever a damaged folder makes transformers raise
         raise UserError(f"framer.repa.encoder: cannot load {path}: {type(error).__name__}: {error}") from error
     return PatchEncoder(model, *_mean_and_std(path))
+
+
+def repa_encoder(config: FramerConfig) -> PatchEncoder | None:
+    """The encoder that ``framer.repa`` names; None with other methods.
+
+    Raises:
+        MissingExtraError: As :func:`load_encoder`.
+        UserError: As there.
+    """
+    return load_encoder(config.repa.encoder) if config.enabled and config.repa.encoder is not None else None
 
 
 def planned_encoder(folder: str | Path) -> PatchEncoder:
@@ -172,7 +192,9 @@ def _mean_and_std(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
             for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
         )
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"image_mean {list(mean)} and image_std {list(std)}; expected three numbers, three above 0")
+            raise ValueError(
+                f"image_mean {list(mean)} and image_std {list(std)}; expected three numbers, three above 0"
+            )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"framer.repa.encoder: {file} is damaged: {error}") from None
     return mean, std

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framer.alignment.encoders import ImageEncoder
+from framer.alignment.layers import method_layers
 from framer.config.distillation import FramerConfig
 from framer.errors import ConfigError
-from framer.features.adapters import adapter_for
+from framer.features.adapters import Adapter, adapter_for
 from framer.features.errors import UnsupportedModelError
-from framer.features.heads import attach, heads_of
-from framer.features.selection import select_layers
+from framer.features.heads import HEADS
 
-METHODS = ("sra", "repa")
+WITH_PROJECTORS: Final = ("sra", "repa")
 """Methods whose students pass a projector."""
 
 
@@ -40,7 +39,7 @@ class MlpProjector(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """A map ``[B, C, h, w]`` as ``[B, Z, h, w]``."""
         tokens: Tensor = self.layers(feature.flatten(2).transpose(1, 2))
-        return tokens.transpose(1, 2).unflatten(2, feature.shape[-2:])
+        return tokens.transpose(1, 2).reshape(len(feature), -1, *feature.shape[-2:])
 
 
 class ConvProjector(nn.Module):
@@ -61,42 +60,17 @@ class ConvProjector(nn.Module):
         return projected
 
 
-class Projectors:
-    """The projectors of a model's students.
+class Projectors(nn.ModuleDict):
+    """The projectors of a model's students, by the students' numbers."""
 
-    Args:
-        model: The diffusers model itself.
-        students: The students' numbers.
-
-    Raises:
-        ConfigError: The model has no projectors, or those of other students.
-    """
-
-    def __init__(self, model: nn.Module, students: Sequence[int]) -> None:
-        heads, names = heads_of(model), [str(student) for student in students]
-        if heads is None:
-            raise ConfigError(
-                f"{type(model).__name__} has no projectors: call framer.alignment.attach_projectors(model, config) "
-                "before its optimizer or engine is made"
-            )
-        if sorted(heads) != sorted(names):
-            raise ConfigError(
-                f"the model's projectors are of the layers {', '.join(sorted(heads))}, and the students are "
-                f"{', '.join(names)}: attach those of the same configuration"
-            )
-        self._projectors: tuple[nn.Module, ...] = tuple(heads[name] for name in names)
-
-    def __call__(self, students: Sequence[Tensor], autocast_dtype: torch.dtype | None) -> list[Tensor]:
+    def project(self, numbers: Sequence[int], students: Sequence[Tensor]) -> list[Tensor]:
         """Each student's map through its projector.
 
         Args:
-            students: Maps ``[B, C, h, w]``.
-            autocast_dtype: The dtype to which the layers were autocast, for their maps may not have the dtype of the
-                projectors' weights; None without autocast.
+            numbers: The students' numbers.
+            students: Their maps ``[B, C, h, w]``, of the dtype of the weights or under autocast.
         """
-        device = students[0].device.type
-        with nullcontext() if autocast_dtype is None else torch.autocast(device, autocast_dtype):
-            return [project(x) for project, x in zip(self._projectors, students, strict=True)]
+        return [self[str(number)](x) for number, x in zip(numbers, students, strict=True)]
 
 
 def attach_projectors(
@@ -104,8 +78,9 @@ def attach_projectors(
 ) -> None:
     """Gives the model the projectors of its students, as its ``framer_heads``; without effect on other methods.
 
-    To be called before the optimizer or the distributed engine is made, which are to train them. The global random
-    state stays as it was.
+    To be called before the optimizer or the distributed engine is made, which are to train them.
+    ``framer.features.detach_heads`` and ``heads_set_aside`` remove them for what is saved. The global random state
+    stays as it was.
 
     Args:
         model: The diffusers model itself.
@@ -117,37 +92,59 @@ def attach_projectors(
         ConfigError: Method ``repa`` without an encoder, wrong students, or the model has heads already.
         UnsupportedModelError: How many channels the model's layers have is not known.
     """
-    if not config.enabled or config.method not in METHODS:
+    if not config.enabled or config.method not in WITH_PROJECTORS:
         return
     adapter = adapter_for(model)
-    students = select_students(config, adapter.block_names)
-    channels = hidden_channels(adapter.model)
+    if hasattr(adapter.model, HEADS):
+        raise ConfigError(
+            f"{type(adapter.model).__name__} has heads already ({HEADS}); remove them first: "
+            "framer.features.detach_heads(model)"
+        )
+    students, teacher = method_layers(config, adapter.block_names)
+    channels = layer_channels(adapter)
+    heads = Projectors()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = nn.ModuleDict({str(student): _projector(config, channels, encoder) for student in students})
-    attach(adapter.model, heads)
+        for student in students:
+            target = _target_channels(channels, teacher, encoder)
+            heads[str(student)] = _projector(config, channels[student], target)
+    like = next(adapter.model.parameters())
+    adapter.model.add_module(HEADS, heads.to(device=like.device, dtype=like.dtype))
 
 
-def select_students(config: FramerConfig, names: Sequence[str]) -> tuple[int, ...]:
-    """Numbers of the students of ``sra`` or ``repa``.
-
-    Raises:
-        ConfigError: As :func:`framer.features.selection.select_layers`.
-        UnsupportedModelError: As there.
-    """
-    teacher = config.sra.teacher_layer if config.method == "sra" else None
-    return select_layers(names, config.students, teacher, fewest=1, own_pass=True).students
-
-
-def hidden_channels(model: Any) -> int:
-    """Channels of a transformer's tokens.
+def projectors_of(model: nn.Module, students: Sequence[int]) -> Projectors:
+    """The projectors that are attached to a model.
 
     Args:
-        model: A diffusers transformer.
+        model: The diffusers model itself.
+        students: The students' numbers.
 
     Raises:
-        UnsupportedModelError: Neither an attribute nor its config tells.
+        ConfigError: There are none, or those of other students.
     """
+    heads, names = getattr(model, HEADS, None), [str(student) for student in students]
+    if not isinstance(heads, Projectors):
+        raise ConfigError(
+            f"{type(model).__name__} has no projectors: call framer.alignment.attach_projectors(model, config) before "
+            "its optimizer or engine is made"
+        )
+    if sorted(heads) != sorted(names):
+        raise ConfigError(
+            f"the model's projectors are of the layers {', '.join(heads)}, and the students are {', '.join(names)}: "
+            "attach those of the same configuration"
+        )
+    return heads
+
+
+def layer_channels(adapter: Adapter) -> tuple[int, ...]:
+    """Channels of every layer's map.
+
+    Raises:
+        UnsupportedModelError: Neither the adapter, nor an attribute of the model, nor its config tells.
+    """
+    if adapter.channels is not None:
+        return adapter.channels
+    model = adapter.model
     config: Any = getattr(model, "config", {})
     known = getattr(model, "inner_dim", None) or config.get("inner_dim") or config.get("hidden_size")
     if known is None and {"num_attention_heads", "attention_head_dim"} <= set(config):
@@ -157,7 +154,7 @@ def hidden_channels(model: Any) -> int:
             f"how many channels the layers of {type(model).__name__} have is not known: set model.inner_dim to it, or "
             "choose a method without projectors"
         )
-    return known
+    return (known,) * len(adapter.blocks)
 
 
 def resized(projected: Tensor, like: Tensor) -> Tensor:
@@ -167,11 +164,16 @@ def resized(projected: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(projected, size=like.shape[-2:], mode="bilinear", antialias=True)
 
 
-def _projector(config: FramerConfig, channels: int, encoder: ImageEncoder | None) -> nn.Module:
-    if config.method == "sra":
-        return MlpProjector(channels, config.sra.projector_width or 2 * channels, channels)
+def _target_channels(channels: Sequence[int], teacher: int | None, encoder: ImageEncoder | None) -> int:
+    if teacher is not None:
+        return channels[teacher]
     if encoder is None:
         raise ConfigError("method repa: pass the encoder to attach_projectors, whose channels the projectors must have")
-    if config.repa.projector == "conv":
-        return ConvProjector(channels, encoder.channels)
-    return MlpProjector(channels, config.repa.projector_width or 2 * channels, encoder.channels)
+    return encoder.channels
+
+
+def _projector(config: FramerConfig, channels: int, target: int) -> nn.Module:
+    if config.method == "repa" and config.repa.projector == "conv":
+        return ConvProjector(channels, target)
+    settings = config.sra if config.method == "sra" else config.repa
+    return MlpProjector(channels, settings.projector_width or 2 * channels, target)

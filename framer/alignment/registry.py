@@ -12,7 +12,7 @@ from framer.alignment.dispersive import Dispersive
 from framer.alignment.encoders import ImageEncoder
 from framer.alignment.l2 import L2
 from framer.alignment.layersync import LayerSync
-from framer.alignment.projectors import Projectors
+from framer.alignment.projectors import projectors_of
 from framer.alignment.repa import Repa
 from framer.alignment.sra import Sra
 from framer.config.distillation import FramerConfig
@@ -35,13 +35,13 @@ def _repa(parts: Parts) -> Alignment:
             "method repa: pass its encoder, Framer(..., encoder=framer.alignment.load_encoder(folder)), or a frozen "
             "framer.alignment.ImageEncoder of your own"
         )
-    return Repa(Projectors(parts.model, parts.students), parts.encoder, parts.config.repa)
+    return Repa(projectors_of(parts.model, parts.students), parts.students, parts.encoder, parts.config.repa)
 
 
 ALIGNMENTS: Final[Mapping[str, Callable[[Parts], Alignment]]] = {
     "l2": lambda parts: L2(),
     "layersync": lambda parts: LayerSync(),
-    "sra": lambda parts: Sra(Projectors(parts.model, parts.students)),
+    "sra": lambda parts: Sra(projectors_of(parts.model, parts.students), parts.students),
     "repa": _repa,
     "dispersive": lambda parts: Dispersive(parts.config.dispersive.temperature),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,16 @@ class Repa(Alignment):
 
     Args:
         projectors: Of the students.
+        numbers: The students' numbers.
         encoder: Frozen; on the students' device.
         config: Whether the encoder's features are normalised over the image.
     """
 
-    def __init__(self, projectors: Projectors, encoder: ImageEncoder, config: RepaConfig) -> None:
+    def __init__(
+        self, projectors: Projectors, numbers: Sequence[int], encoder: ImageEncoder, config: RepaConfig
+    ) -> None:
         self._projectors = projectors
+        self._numbers = tuple(numbers)
         self._encoder = encoder
         self._spatial_norm = config.spatial_norm
 
@@ -45,9 +51,11 @@ class Repa(Alignment):
             raise FeatureError(
                 f"method repa: images have shape {list(images.shape)}; expected [{len(students[0])}, 3, H, W]"
             )
+        with maps.autocast():
+            projections = self._projectors.project(self._numbers, students)
         losses = []
         targets: dict[tuple[int, int], Tensor] = {}
-        for projected in self._projectors(students, maps.autocast_dtype):
+        for projected in projections:
             height, width = projected.shape[-2:]
             if (height, width) not in targets:
                 targets[height, width] = self._target(images, height, width)

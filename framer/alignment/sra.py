@@ -18,18 +18,20 @@ class Sra(Alignment):
 
     Args:
         projectors: Of the students.
+        numbers: The students' numbers.
     """
 
-    def __init__(self, projectors: Projectors) -> None:
+    def __init__(self, projectors: Projectors, numbers: Sequence[int]) -> None:
         self._projectors = projectors
+        self._numbers = tuple(numbers)
 
     def losses(self, maps: AlignmentMaps) -> Tensor:
         """See :class:`Alignment`."""
         teacher = maps.teacher
         assert teacher is not None
-        return torch.stack(
-            [smooth_l1_loss(resized(x, teacher), teacher) for x in self._projectors(maps.students, maps.autocast_dtype)]
-        )
+        with maps.autocast():
+            projected = self._projectors.project(self._numbers, maps.students)
+        return torch.stack([smooth_l1_loss(resized(x, teacher), teacher) for x in projected])
 
 
 def teacher_sigmas(sigmas: Tensor, indices: Sequence[int], seed: int, *, gap: float) -> Tensor:

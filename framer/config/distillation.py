@@ -170,7 +170,9 @@ class FramerConfig(ConfigSection):
         ]
         if unused:
             values = ", ".join(f"{name} {_shown(getattr(self, name))}" for name in unused)
-            raise ValueError(f"settings without effect on method {self.method}: {values}; leave them out, or choose another method")
+            raise ValueError(
+                f"settings without effect on method {self.method}: {values}; leave them out, or choose another method"
+            )
         if self.method == "sra" and self.teacher != "ema":
             raise ValueError(
                 f"method sra learns from the averaged weights: teacher must be ema, got {self.teacher}; sra."

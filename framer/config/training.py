@@ -138,8 +138,8 @@ class TrainConfig(ConfigSection):
             )
         if self.framer.enabled and self.framer.teacher == "ema" and self.training.ema.decay is None:
             raise ValueError(
-                f"framer.teacher ema (method {self.framer.method}) needs training.ema.decay, got null; set it to 0.9999, "
-                "for example"
+                f"framer.teacher ema (method {self.framer.method}) needs training.ema.decay, got null; set it to "
+                "0.9999, for example"
             )
         if self.framer.enabled and self.framer.method == "repa" and self.framer.repa.encoder is None:
             raise ValueError(

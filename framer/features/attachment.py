@@ -74,7 +74,7 @@ def attach_heads(
 def detach_heads(model: nn.Module) -> None:
     """Takes the heads off the model; without any, it does nothing."""
     inner = adapter_for(model).model
-    if heads_of(inner) is not None:
+    if hasattr(inner, HEADS):
         delattr(inner, HEADS)
 
 
@@ -90,7 +90,7 @@ def heads_set_aside(model: nn.Module) -> Iterator[None]:
     heads with :func:`without_heads`, and load the rest into a model of the same config.
     """
     inner = adapter_for(model).model
-    heads = heads_of(inner)
+    heads: nn.Module | None = getattr(inner, HEADS, None)
     detach_heads(inner)
     try:
         yield

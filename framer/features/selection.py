@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from framer.errors import ConfigError
 from framer.features.errors import UnsupportedModelError
 
+Students: TypeAlias = Literal["all"] | int | float | Sequence[int]
+"""All; every k-th, the first one first; the one at a fraction of the depth; or their numbers."""
+Teacher: TypeAlias = Literal["last", "ema"] | int | float
+"""The last layer; that of the weights' average; a number; or a fraction of the depth."""
+
 
 class Selection(NamedTuple):
-    """Numbers of layers, counted from 0; no teacher where no layer teaches."""
+    """Numbers of layers, counted from 0."""
 
     students: tuple[int, ...]
-    teacher: int | None
+    teacher: int
 
 
 def select_layers(
-    names: Sequence[str],
-    students: Literal["all"] | int | float | Sequence[int],
-    teacher: Literal["last", "ema"] | int | float | None,
-    *,
-    fewest: int = 2,
-    own_pass: bool = False,
+    names: Sequence[str], students: Students, teacher: Teacher, *, fewest: int = 2, own_pass: bool = False
 ) -> Selection:
     """Chooses among a model's layers.
 
@@ -30,8 +30,8 @@ def select_layers(
         names: The layers' names, in the order of the forward pass.
         students: ``"all"`` before the teacher; every k-th of them, the first one first; a fraction of the depth, see
             :func:`layer_at`; or their numbers.
-        teacher: ``"last"``, the last layer; its number; a fraction of the depth; ``"ema"``, the last layer of the
-            weights' average; or None: no layer teaches.
+        teacher: ``"last"``, the last layer; its number; a fraction of the depth; or ``"ema"``, the last layer of the
+            weights' average.
         fewest: Students that there must be: FRAMER needs two, so that each has another one as its random-layer
             negative.
         own_pass: Whether the teacher's feature comes from a forward pass of its own, as with ``"ema"``: its layer may
@@ -47,31 +47,35 @@ def select_layers(
         raise UnsupportedModelError(
             f"the model has {count} blocks; FRAMER needs {fewest + 1} or more: {fewest} to learn, and the teacher."
         )
-    layers = f"the model's layers are 0 ({names[0]}) to {count - 1} ({names[-1]})"
-    taught = _teacher(teacher, count)
-    if taught is not None and not 0 <= taught < count:
-        raise ConfigError(f"framer.teacher: {teacher} is not a layer; {layers}")
-    end = count if taught is None else taught
-    if isinstance(students, float):
-        chosen: tuple[int, ...] = (layer_at(students, count),)
-    elif students == "all" or isinstance(students, int):
-        chosen = tuple(range(0, end, 1 if students == "all" else students))
+    if isinstance(teacher, str):
+        last = count - 1
     else:
-        chosen = tuple(sorted(students))
-        outside = [number for number in chosen if not 0 <= number < count]
-        if outside:
-            raise ConfigError(f"framer.students: {outside} are not layers; {layers}")
-        if len(set(chosen)) < len(chosen):
-            raise ConfigError(f"framer.students: {list(students)} names a layer twice")
-    if taught in chosen and teacher != "ema" and not own_pass:
-        raise ConfigError(f"framer.students: {taught} ({names[taught]}) is the teacher and cannot be a student")
+        last = layer_at(teacher, count) if isinstance(teacher, float) else teacher
+    if not 0 <= last < count:
+        raise ConfigError(f"framer.teacher: {teacher} is not a layer; {_described(names)}")
+    chosen = _students(names, students, end=last)
+    if last in chosen and teacher != "ema" and not own_pass:
+        raise ConfigError(f"framer.students: {last} ({names[last]}) is the teacher and cannot be a student")
     if len(chosen) < fewest:
         negatives = ", so that each has another one as its random-layer negative" if fewest > 1 else ""
         raise ConfigError(
             f"framer.students: {students} with teacher {teacher} leaves {len(chosen)} students; {fewest} or more are "
-            f"needed{negatives}; {layers}"
+            f"needed{negatives}; {_described(names)}"
         )
-    return Selection(chosen, taught)
+    return Selection(chosen, last)
+
+
+def select_students(names: Sequence[str], students: Students) -> tuple[int, ...]:
+    """Chooses students where no layer teaches: any layer can be one.
+
+    Args:
+        names: As in :func:`select_layers`.
+        students: As there.
+
+    Raises:
+        ConfigError: A number is out of range or given twice.
+    """
+    return _students(names, students, end=len(names))
 
 
 def layer_at(fraction: float, count: int) -> int:
@@ -84,7 +88,19 @@ def layer_at(fraction: float, count: int) -> int:
     return max(1, round(fraction * count)) - 1
 
 
-def _teacher(teacher: Literal["last", "ema"] | int | float | None, count: int) -> int | None:
-    if isinstance(teacher, str):
-        return count - 1
-    return layer_at(teacher, count) if isinstance(teacher, float) else teacher
+def _students(names: Sequence[str], students: Students, *, end: int) -> tuple[int, ...]:
+    if isinstance(students, float):
+        return (layer_at(students, len(names)),)
+    if isinstance(students, int | str):
+        return tuple(range(0, end, 1 if isinstance(students, str) else students))
+    chosen = tuple(sorted(students))
+    outside = [number for number in chosen if not 0 <= number < len(names)]
+    if outside:
+        raise ConfigError(f"framer.students: {outside} are not layers; {_described(names)}")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"framer.students: {list(students)} names a layer twice")
+    return chosen
+
+
+def _described(names: Sequence[str]) -> str:
+    return f"the model's layers are 0 ({names[0]}) to {len(names) - 1} ({names[-1]})"

@@ -15,7 +15,7 @@ from framer.distill import Framer
 from framer.features import adapter_for
 from framer.planning.attention import fused_attention
 from framer.planning.flops import operator_flops
-from framer.planning.model import META, crop_sizes, meta_transformer
+from framer.planning.model import META, crop_sizes, meta_encoder, meta_transformer
 from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
 from framer.planning.storages import PeakMemory
 from framer.training.activation_checkpointing import enable_activation_checkpointing
@@ -97,7 +97,7 @@ class MicroStep(NamedTuple):
         parameters: In the model's order.
         blocks: Names of the model's blocks.
         module_parameters: For every module, in the order of ``named_modules``, indices of its own parameters.
-        buffer_bytes: Of the model's buffers.
+        buffer_bytes: Of the model's buffers, and of the encoder of method ``repa``.
         host_bytes: The most that activations took in the host's memory.
         flops: By part; not told apart, and zero, where parameters are partitioned.
         features: What FRAMER compares.
@@ -183,13 +183,15 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     Raises:
         UserError: The model cannot be planned.
     """
-    model = meta_transformer(config)
+    model = meta_transformer(config, with_projectors=True)
     enable_activation_checkpointing(model, config.training.activation_checkpointing)
+    encoder = meta_encoder(config.framer)
     framer: Framer | None = None
     if config.framer.enabled:
-        framer = Framer(model, config.framer, prediction_type=config.objective.prediction_type)
+        framer = Framer(model, config.framer, prediction_type=config.objective.prediction_type, encoder=encoder)
     memory = _Recorder()
-    for tensor in (*model.parameters(), *model.buffers()):
+    frozen = () if encoder is None else (*encoder.parameters(), *encoder.buffers())
+    for tensor in (*model.parameters(), *model.buffers(), *frozen):
         memory.leave_out(tensor)
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
@@ -204,7 +206,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         parameters=tuple(ParameterSize(n, p.numel(), p.requires_grad) for n, p in model.named_parameters()),
         blocks=adapter_for(model).block_names,
         module_parameters=_own_parameters(model),
-        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+        buffer_bytes=sum(tensor.nbytes for tensor in (*model.buffers(), *frozen)),
         host_bytes=memory.host.peak,
         flops=StepFlops() if partitioned else StepFlops(**memory.flops),
         features=memory.features,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from framer.alignment import ImageEncoder, attach_projectors, planned_encoder
 from framer.config.data import DataConfig
+from framer.config.distillation import FramerConfig
 from framer.config.model import ArchitectureConfig, ModelConfig
 from framer.config.training import TrainConfig
 from framer.errors import UserError
@@ -32,8 +34,12 @@ def planned_architecture(config: ModelConfig) -> ArchitectureConfig:
     return config.architecture if folder is None else _read_architecture(folder / "config.json")
 
 
-def meta_transformer(config: TrainConfig) -> SD3Transformer2DModel:
+def meta_transformer(config: TrainConfig, *, with_projectors: bool = False) -> SD3Transformer2DModel:
     """The transformer as DeepSpeed would train it: in ``training.precision``, in training mode, without storage.
+
+    Args:
+        config: The run.
+        with_projectors: Whether it has the projectors of the alignment loss, which train with it.
 
     Raises:
         UserError: As :func:`planned_architecture`, or a pattern of ``model.trainable`` matches nothing.
@@ -43,9 +49,23 @@ def meta_transformer(config: TrainConfig) -> SD3Transformer2DModel:
     with META:
         transformer = build_transformer(model, seed=0)
     freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
+    if with_projectors:
+        attach_projectors(transformer, config.framer, encoder=meta_encoder(config.framer))
     for parameter in transformer.parameters():  # DeepSpeed leaves buffers in float32
         parameter.data = parameter.data.to(DTYPES[config.training.precision])
     return transformer.train()
+
+
+def meta_encoder(config: FramerConfig) -> ImageEncoder | None:
+    """The encoder of method ``repa`` without storage; None with other methods.
+
+    Raises:
+        UserError: Its folder is missing or damaged, or holds another kind of model.
+    """
+    if not config.enabled or config.repa.encoder is None:
+        return None
+    with META:
+        return planned_encoder(config.repa.encoder)
 
 
 def crop_sizes(config: DataConfig) -> list[tuple[int, int]]:

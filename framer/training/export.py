@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from framer.config.training import TrainConfig
 from framer.errors import UserError
+from framer.features import without_heads
 from framer.files import sync_tree, write_text
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
 from framer.training.engine import master_weights
@@ -50,7 +51,7 @@ def write_export(
 
     Args:
         model: Says the architecture; its weights are not read.
-        weights: All parameters and persistent buffers.
+        weights: All parameters and persistent buffers; those of heads, which served training alone, are left out.
         config: The run.
         folder: Replaced as a whole once the new one is complete.
 
@@ -58,7 +59,7 @@ def write_export(
         UserError: The folder cannot be written to.
     """
     try:
-        write_diffusers_folder(model, weights, config, folder)
+        write_diffusers_folder(model, without_heads(weights), config, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the export {folder}: {error}") from error
 

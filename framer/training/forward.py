@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from framer.alignment.sra import teacher_sigmas
 from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
@@ -25,11 +27,11 @@ class Losses(NamedTuple):
     inputs: dict[str, Tensor]
     """Arguments of the model's forward."""
     out: FramerOutput | None
-    """None without FRAMER."""
+    """None without an alignment loss."""
     noise: Tensor
     """The noise loss, a scalar."""
     framer: Tensor
-    """The weighted FRAMER loss, a scalar; 0 without FRAMER."""
+    """The weighted alignment loss, FRAMER's or another, a scalar; 0 without one."""
 
 
 class ForwardPass:
@@ -38,17 +40,25 @@ class ForwardPass:
     Args:
         model: The transformer, which tells the inputs' sizes and dtype.
         config: The run.
-        framer: Captures the model's features; None without FRAMER.
+        framer: Captures the model's features; None without an alignment loss.
         device: Where the model is.
+        averaged: Lets the model be the average of its weights meanwhile, where that one teaches.
     """
 
     def __init__(
-        self, model: SD3Transformer2DModel, config: TrainConfig, framer: Framer | None, device: torch.device
+        self,
+        model: SD3Transformer2DModel,
+        config: TrainConfig,
+        framer: Framer | None,
+        device: torch.device,
+        *,
+        averaged: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._model = model
         self._config = config
         self._framer = framer
         self._device = device
+        self._averaged = averaged
         self._latents = build_latents(config.model)
         self._objective = FlowMatching(config.objective)
 
@@ -58,19 +68,24 @@ class ForwardPass:
         Args:
             batch: Samples with a leading batch axis.
         """
-        dtype = next(self._model.parameters()).dtype
         upsampled = batch["lr_upsampled"].to(self._device)
         noisy = self._objective.add_noise(
             self._latents.encode(batch["hr"].to(self._device), upsampled),
             torch.as_tensor(batch["index"]).tolist(),
             self._config.seed,
         )
+        return noisy, self._inputs(noisy, upsampled)
+
+    def _inputs(self, noisy: NoisyBatch, upsampled: Tensor) -> dict[str, Tensor]:
+        dtype = next(self._model.parameters()).dtype
         condition = self._latents.condition(upsampled).to(dtype)
         tokens = self._config.model.text_tokens
-        return noisy, model_inputs(self._model, noisy.sample.to(dtype), condition, noisy.timesteps, text_tokens=tokens)
+        return model_inputs(self._model, noisy.sample.to(dtype), condition, noisy.timesteps, text_tokens=tokens)
 
     def losses(self, run: Callable[..., Any], batch: Sample) -> Losses:
-        """Runs the model once and computes both losses; with FRAMER a collective call.
+        """Runs the model once and computes both losses; with an alignment loss a collective call.
+
+        Where the average of the weights teaches, it runs before that, without gradients.
 
         Args:
             run: Runs the model: the engine around it, or the model itself.
@@ -81,8 +96,24 @@ class ForwardPass:
         if self._framer is None:
             output = run(**inputs).sample
         else:
+            if self._config.framer.teacher == "ema":
+                self._capture_teacher(self._framer, batch, noisy)
             with self._framer.capture():
                 output = run(**inputs).sample
-            out = self._framer.loss(sample=noisy.sample, sigmas=noisy.sigmas)
+            images = batch["hr"].to(self._device) if self._config.framer.method == "repa" else None
+            out = self._framer.loss(sample=noisy.sample, sigmas=noisy.sigmas, images=images)
         noise_loss = self._objective.loss(output, noisy)
         return Losses(inputs, out, noise_loss, noise_loss.new_zeros(()) if out is None else out.total)
+
+    def _capture_teacher(self, framer: Framer, batch: Sample, noisy: NoisyBatch) -> None:
+        settings = self._config.framer
+        if settings.method == "sra":
+            indices = torch.as_tensor(batch["index"]).tolist()
+            sigmas = teacher_sigmas(noisy.sigmas, indices, self._config.seed, gap=settings.sra.noise_gap)
+            noisy = self._objective.at(noisy.latents, noisy.noise, sigmas)
+        inputs = self._inputs(noisy, batch["lr_upsampled"].to(self._device))
+        was_training = self._model.training
+        self._model.eval()
+        with self._averaged(), framer.capture_teacher():
+            self._model(**inputs)
+        self._model.train(was_training)

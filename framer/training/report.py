@@ -20,6 +20,7 @@ from framer.config.training import TrainConfig
 from framer.distill import Framer
 from framer.evaluation.sheets import SheetRow, write_sample_sheet
 from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
+from framer.features import without_heads
 from framer.models.conditioning import model_inputs
 from framer.models.latents import build_latents
 from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
@@ -87,14 +88,14 @@ def write_run_report(
         "Similarity to the last layer against depth",
         plot_depth_similarity(folder.plots / "similarity.png", similarities, title="Similarity to the last layer"),
     )
-    if config.framer.fam and any(record.layers is not None for record in metrics):
+    if config.framer.method == "framer" and config.framer.fam and any(record.layers is not None for record in metrics):
         caption = plot_modulation(folder.plots / "modulation.png", metrics, title="FAW x FAM weights by layer")
         add("modulation.png", "FAW x FAM weights by layer", caption)
     if metrics:
         add("losses.png", "Losses", plot_losses(folder.plots / "losses.png", metrics))
     return write_report(
         folder.root,
-        title=f"{folder.root.name}: {'FRAMER' if config.framer.enabled else 'no FRAMER'}, {step} steps",
+        title=f"{folder.root.name}: {_method(config.framer)}, {step} steps",
         command=f"deepspeed train.py --config {shlex.quote(str(folder.config))} "
         f"output_dir={shlex.quote(f'{folder.root}-again')}",
         config_summary=_summary(config, model, step),
@@ -163,14 +164,15 @@ def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
 
 
 def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> dict[str, str]:
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    own = without_heads(dict(model.named_parameters())).values()
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in own)
     training, framer, ranks = config.training, config.framer, dist.get_world_size()
     batch = training.batch_size * training.gradient_accumulation_steps * ranks
-    method = (
-        f"preset {framer.preset}, feature space {framer.feature_space}, weight {framer.weight:g}"
-        if framer.enabled
-        else "off"
-    )
+    method = f"preset {framer.preset}, feature space {framer.feature_space}, weight {framer.weight:g}"
+    if not framer.enabled:
+        method = "off"
+    elif framer.method != "framer":
+        method = f"{framer.method} in its place, weight {framer.weight:g}"
     return {
         "model": f"{type(model).__name__}, {parameters / 1e6:.2f} M parameters, {len(model.transformer_blocks)} blocks",
         "started from": config.model.pretrained or "random weights",
@@ -187,6 +189,12 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
         "seed": str(config.seed),
     }
+
+
+def _method(config: FramerConfig) -> str:
+    if not config.enabled:
+        return "no FRAMER"
+    return "FRAMER" if config.method == "framer" else config.method
 
 
 def _crops(config: TrainConfig) -> str:

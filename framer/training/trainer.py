@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from framer.alignment import attach_projectors, repa_encoder
+from framer.analysis.history import AlignmentMetrics, LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
 from framer.data.samples import Sample
@@ -55,7 +57,7 @@ from framer.training.schedule import learning_rate
 from framer.training.shares import EMA
 from framer.training.skipping import count_skipped
 from framer.training.stall import stall_warnings
-from framer.training.step_losses import MicroStep, layer_metrics, mean_losses, step_losses
+from framer.training.step_losses import MicroStep, alignment_metrics, layer_metrics, mean_losses, step_losses
 from framer.training.trackers import open_trackers
 from framer.training.trainer_state import TrainerState
 from framer.training.watch import CollapseWatch
@@ -93,6 +95,9 @@ class Trainer:
             transformer = build_transformer(config.model, seed=config.seed)
         check_tokens(transformer, config)
         freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
+        encoder = repa_encoder(config.framer)
+        seed = derived_seed(config.seed, "projectors", config.framer.seed)
+        attach_projectors(transformer, config.framer, seed=seed, encoder=encoder)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_rank_zero(self._prepare_folder)
         resumed_from = choose_checkpoint(config.training.resume, self.folder.checkpoints)
@@ -111,10 +116,11 @@ class Trainer:
                 self.model,
                 config.framer.model_copy(update={"seed": seed}),
                 prediction_type=config.objective.prediction_type,
+                encoder=encoder.to(self.device) if encoder is not None else None,
             )
-        self.forward = ForwardPass(self.model, config, self.framer, self.device)
         average = config.training.ema
         self.ema = Ema(self.engine, average) if average.decay is not None else None
+        self.forward = ForwardPass(self.model, config, self.framer, self.device, averaged=self._evaluated_weights)
         self.checkpointer = checkpoints.Checkpointer(self.folder.checkpoints, config.training)
         self.preemption = Preemption()
         self.step = 0
@@ -254,7 +260,14 @@ class Trainer:
         seconds = time.perf_counter() - started
         images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
         taken = not outcome.skipped
-        layers = layer_metrics(losses, self.framer.layer_names) if taken and self.framer is not None else None
+        layers: LayerMetrics | None = None
+        alignment: AlignmentMetrics | None = None
+        if taken and self.framer is not None:
+            names, method = self.framer.layer_names, self.config.framer.method
+            if method == "framer":
+                layers = layer_metrics(losses, names)
+            else:
+                alignment = alignment_metrics(losses, method, names)
         warning = None if layers is None else self.collapse.observe(layers)
         if warning is not None and self.rank == 0:
             sys.stderr.write(f"\nwarning: step {self.step}: {warning}\n")
@@ -267,6 +280,7 @@ class Trainer:
             learning_rate=rate,
             samples=self.step * images,
             layers=layers,
+            alignment=alignment,
             skipped=outcome.skipped,
             skip_reason=reason,
             skipped_steps=self.skipped.total,
