@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ from framer.training.checkpoint_folder import clear_unfinished, find_checkpoints
 from framer.training.checks import check_tokens
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
-from framer.training.engine import check_engine, start_engine, step
+from framer.training.engine import check_engine, release_gathered, start_engine, step
 from framer.training.evaluation import Evaluated, load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.forward import ForwardPass
@@ -120,7 +120,7 @@ class Trainer:
             )
         average = config.training.ema
         self.ema = Ema(self.engine, average) if average.decay is not None else None
-        self.forward = ForwardPass(self.model, config, self.framer, self.device, averaged=self._evaluated_weights)
+        self.forward = ForwardPass(self.model, config, self.framer, self.device, averaged=self._averaged_weights)
         self.checkpointer = checkpoints.Checkpointer(self.folder.checkpoints, config.training)
         self.preemption = Preemption()
         self.step = 0
@@ -345,6 +345,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         stopped_by = self._agree()
         if stopped_by:
+            release_gathered(self.engine)
             raise PreemptedError(stopped_by, self.step)
 
     def _restore(self, path: Path) -> None:
@@ -378,15 +379,20 @@ class Trainer:
         if self._samples_due() and not on_rank_zero(lambda: self.folder.sample_table(self.step).is_file()):
             self._write_samples(log)
 
-    def _evaluated_weights(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
         """The average of the weights in the model's place, where there is one; every rank must enter and leave."""
-        return nullcontext() if self.ema is None else self.ema.swapped_in()
+        with nullcontext() if self.ema is None else self.ema.swapped_in():
+            yield
+            release_gathered(self.engine)
 
     def _evaluate(self) -> Evaluated:
-        return restore_heldout(self.model, self.heldout, self.config, self.device, before_each=self._stop_if_asked)
+        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device, before_each=self._stop_if_asked)
+        release_gathered(self.engine)
+        return evaluated
 
     def _write_samples(self, log: MetricsLog | None) -> None:
-        with self._evaluated_weights():
+        with self._averaged_weights():
             evaluated = self._evaluate()
         if self.rank == 0:
             write_samples(self.folder, evaluated, step=self.step)
@@ -398,7 +404,7 @@ class Trainer:
 
     def _finish(self, log: MetricsLog | None) -> Path:
         self.checkpointer.finish()
-        with self._evaluated_weights():
+        with self._averaged_weights():
             evaluated = self._evaluate()
             self._stop_if_asked()
             export_model(self.engine, self.config, self.folder.export)
