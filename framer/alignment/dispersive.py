@@ -7,6 +7,7 @@ import math
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from framer.alignment.base import Alignment, AlignmentMaps
 from framer_kernels.distributed import GlobalBatch
@@ -42,28 +43,28 @@ def dispersive_loss(x: Tensor, temperature: float, group: dist.ProcessGroup | No
         temperature: Above 0.
         group: Processes whose samples count too; with one, the call is collective.
     """
-    with autocast_disabled(x.device):
-        rows = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
-        if group is None:
-            return _log_mean(rows, temperature)
+    rows = x.detach().flatten(1)
+    before = after = rows[:0]
+    ranks = 1
+    if group is not None:
         batch = GlobalBatch(group, _batch_sizes(len(rows), rows.device, group), dist.get_rank(group))
         everyone = batch.gather(rows)
-        loss = _log_mean(
-            torch.cat([everyone[: batch.first], rows, everyone[batch.first + len(rows) :]]),
-            temperature,
-        )
-    ranks = len(batch.sizes)
-    return ranks * loss - (ranks - 1) * loss.detach()
+        before, after, ranks = everyone[: batch.first], everyone[batch.first + len(rows) :], len(batch.sizes)
+    # Computed once more in the backward pass, so that nothing of the features' size is kept beside them.
+    loss: Tensor = checkpoint(_log_mean, x, before, after, temperature, use_reentrant=False, preserve_rng_state=False)
+    return ranks * loss - (ranks - 1) * loss.detach() if ranks > 1 else loss
 
 
-def _log_mean(rows: Tensor, temperature: float) -> Tensor:
-    # Distances do not change with the mean taken off; with it, those of like samples would lose their digits.
-    rows = rows - rows.detach().mean(dim=0)
-    norms = rows.square().sum(dim=1)
-    squares = (norms[:, None] + norms - 2 * rows @ rows.T).clamp(min=0)
-    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    distances = (squares / rows.shape[1]).masked_fill(itself, 0)
-    return torch.logsumexp(-distances.flatten() / temperature, dim=0) - math.log(distances.numel())
+def _log_mean(x: Tensor, before: Tensor, after: Tensor, temperature: float) -> Tensor:
+    with autocast_disabled(x.device):
+        rows = torch.cat([before, x.flatten(1), after]).to(torch.promote_types(x.dtype, torch.float32))
+        # Distances do not change with the mean taken off; with it, those of like samples would lose their digits.
+        rows = rows - rows.detach().mean(dim=0)
+        norms = rows.square().sum(dim=1)
+        squares = (norms[:, None] + norms - 2 * (rows @ rows.T)).clamp(min=0)
+        itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        distances = (squares / rows.shape[1]).masked_fill(itself, 0)
+        return torch.logsumexp(-distances.flatten() / temperature, dim=0) - math.log(distances.numel())
 
 
 def _batch_sizes(own: int, device: torch.device, group: dist.ProcessGroup) -> tuple[int, ...]:

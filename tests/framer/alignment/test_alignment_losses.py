@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from alignment_cases import LAYERS, MeanColours, tiny_images, tiny_inputs, tiny_transformer
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from framer import Framer, FramerConfig
@@ -15,6 +16,7 @@ from framer.alignment.dispersive import dispersive_loss
 from framer.alignment.distances import smooth_l1_loss, squared_distance_loss, token_cosine_loss
 from framer.alignment.sra import teacher_sigmas
 from framer.distill import FramerOutput
+from framer.features import attach_heads
 
 METHODS = ("l2", "layersync", "sra", "repa", "dispersive")
 
@@ -189,7 +191,7 @@ def test_dispersive_drives_samples_apart() -> None:
     x = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = dispersive_loss(x, 0.5)
     (gradient,) = torch.autograd.grad(loss, x)
-    assert float(dispersive_loss(x.detach() - 0.1 * gradient, 0.5)) < float(loss)
+    assert dispersive_loss(x.detach() - 0.1 * gradient, 0.5) < loss
     assert float(dispersive_loss(torch.ones(4, 2, 3, 3), 0.5)) == 0.0
 
 
@@ -292,3 +294,36 @@ def test_the_first_layer_that_is_not_finite_is_named() -> None:
     with torch.no_grad():
         model.transformer_blocks[2].ff.net[2].bias.fill_(math.inf)
     assert run(framer, model).first_non_finite_layer() == "transformer_blocks.0"
+
+
+def tiny_unet() -> UNet2DModel:
+    """Two down stages, a middle and two up stages, of 8 and 16 channels."""
+    torch.manual_seed(0)
+    stages = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return UNet2DModel(sample_size=16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, **stages)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("sra", {"sra": {"teacher_layer": 4}}), ("repa", {}), ("dispersive", {}), ("layersync", {})],
+)
+def test_stages_of_a_unet(method: str, settings: dict[str, object]) -> None:
+    model = tiny_unet()
+    settings = {"students": [1], **settings}
+    if method == "layersync":
+        settings["teacher"] = 4
+        attach_heads(model, [1], 4)
+    framer = prepared(method, model, **settings)
+    batch = (torch.randn(2, 3, 16, 16), torch.tensor([10.0, 500.0]))
+    if method == "sra":
+        with framer.capture_teacher():
+            model(*batch)
+    with framer.capture():
+        model(*batch)
+    out = framer.loss(images=tiny_images(2))
+    out.total.backward()
+    assert out.layer_names == ("down_blocks.1",)
+    with_gradient = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert "down_blocks" in with_gradient
+    assert ("framer_heads" in with_gradient) == (method != "dispersive")
+    assert "up_blocks" not in with_gradient

@@ -20,6 +20,7 @@ from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.planning.activations import trace_micro_step
 from framer.training.export_checkpoint import export_checkpoint
+from framer.training.manifest import hash_file, read_manifest, write_manifest
 from framer.training.trainer import Trainer
 
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
@@ -99,7 +100,7 @@ def test_trains_on_the_quickstart_by_an_override(
     assert "modulation.png" not in report
     model = SD3Transformer2DModel.from_pretrained(run / "export", local_files_only=True)
     assert not any("framer" in name for name in model.state_dict())
-    assert "2.18 M" in report or f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters" in report
+    assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters" in report
 
 
 @pytest.mark.parametrize("method", WITH_STATE)
@@ -173,14 +174,7 @@ def test_a_run_from_before_there_were_methods_goes_on(tmp_path: Path) -> None:
     for younger in ("method", "sra", "repa", "dispersive"):
         del content["config"]["framer"][younger]
     state.write_text(json.dumps(content))
-    manifest = state.with_name("manifest.json")
-    assert manifest.is_file()
-    files = json.loads(manifest.read_text())
-    from framer.training.manifest import hash_file, write_manifest
-
-    records = {path.name: hash_file(path) for path in state.parent.iterdir() if path.name != manifest.name}
-    assert files
-    write_manifest(state.parent, records)
+    write_manifest(state.parent, read_manifest(state.parent) | {state.name: hash_file(state)})
     Trainer(config).train()
     assert [step["step"] for step in read_steps(tmp_path)] == [1, 2, 3, 4]
 
@@ -194,9 +188,8 @@ def test_a_missing_encoder_is_told_before_training(tmp_path: Path) -> None:
 def test_a_plan_counts_projectors_and_the_encoder(tmp_path: Path, encoder: Path, method: str) -> None:
     config = config_of(tmp_path, method, encoder)
     step = trace_micro_step(config)
-    without = trace_micro_step(
-        config.model_copy(update={"framer": config.framer.model_copy(update={"enabled": False})})
-    )
+    off = config.framer.model_copy(update={"enabled": False})
+    without = trace_micro_step(config.model_copy(update={"framer": off}))
     heads = [p for p in step.parameters if p.name.startswith("framer_heads")]
     assert all(p.trained for p in heads)
     assert (sum(p.numel for p in heads) > 0) == (method in WITH_STATE)
