@@ -1,5 +1,7 @@
 """FRAMER on a model: captured features, random-layer negatives, the loss and its reduction.
 
+With another ``method`` in the config, the same captured features go into another alignment loss (``framer.alignment``).
+
 Example:
     framer = Framer(model, FramerConfig(preset="paper", weight=0.1))
     with framer.capture():
@@ -18,10 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from framer.alignment.base import AlignmentMaps, LayerLosses
+from framer.alignment.encoders import ImageEncoder
+from framer.alignment.layers import method_layers
+from framer.alignment.projectors import WITH_PROJECTORS
+from framer.alignment.registry import build_alignment
 from framer.config.distillation import FramerConfig
 from framer.errors import ConfigError
 from framer.features import Capture, CaptureError, FeatureError, FeatureTap, adapter_for, feature_space
-from framer.features.selection import select_layers
 from framer.features.spaces import PredictionType, ToSpace
 from framer.negatives import draw_negatives
 from framer_kernels import BandSplit, FramerLoss, framer_loss
@@ -44,21 +50,23 @@ class Features(NamedTuple):
 
 
 class FramerOutput(NamedTuple):
-    """The FRAMER loss of one forward pass of N students and B samples.
+    """The alignment loss of one forward pass of N students and B samples.
 
     Attributes:
         total: Scalar to add to the noise loss: the layers' losses, reduced and weighted.
-        layers: The unreduced loss ``[N]`` and the diagnostics ``[N, B]``, as ``framer_kernels`` gives them.
-        negatives: For each student the index of the student that served as its random-layer negative.
+        layers: The unreduced loss ``[N]`` and, with method ``framer``, the diagnostics ``[N, B]``, as
+            ``framer_kernels`` gives them.
+        negatives: For each student the index of the student that served as its random-layer negative; none with other
+            methods.
         layer_names: The students' names within the model.
-        teacher_name: The teacher's name within the model.
+        teacher_name: The teacher's name within the model; with ``repa`` the encoder's class, with ``dispersive`` None.
     """
 
     total: Tensor
-    layers: FramerLoss
+    layers: FramerLoss | LayerLosses
     negatives: tuple[int, ...]
     layer_names: tuple[str, ...]
-    teacher_name: str
+    teacher_name: str | None
 
     def first_non_finite_layer(self) -> str | None:
         """Names the first block, in forward order, whose feature is not finite on this rank.
@@ -66,9 +74,13 @@ class FramerOutput(NamedTuple):
         It waits for the device: call it when the loss has been found not to be finite, not every step.
 
         Returns:
-            The block's name, the teacher's included; None if the features of this rank are finite.
+            The block's name, the teacher's included; None if the features of this rank are finite. With other methods
+            than ``framer``, the first student whose loss is not finite.
         """
         layers = self.layers
+        if isinstance(layers, LayerLosses):
+            finite = torch.isfinite(layers.loss).tolist()
+            return next((name for name, good in zip(self.layer_names, finite, strict=True) if not good), None)
         finite = torch.isfinite(layers.energy_lf + layers.energy_hf).all(dim=1).tolist()
         for name, is_finite in zip(self.layer_names, finite, strict=True):
             if not is_finite:
@@ -79,7 +91,7 @@ class FramerOutput(NamedTuple):
 
 
 class Framer:
-    """Adds the FRAMER loss to the training of a diffusers model.
+    """Adds the FRAMER loss, or another alignment loss, to the training of a diffusers model.
 
     By default every block but the last is a student and the last one the teacher; of a U-Net every stage is a student
     and the last map before ``conv_out`` the teacher, and it must have heads (``framer.features.attach_heads``). A
@@ -95,11 +107,13 @@ class Framer:
             ``in_batch_negatives_across_ranks`` is off.
         prediction_type: What the model's output is, ``"velocity"`` or the clean ``"sample"``; feature spaces ``x0``
             and ``velocity`` depend on it.
+        encoder: What the students of method ``repa`` learn from, on the model's device.
 
     Raises:
         UnsupportedModelError: Where the model keeps its features is not known, or it has fewer than 3 blocks.
         MissingHeadsError: The model's layers differ in shape, and a student lacks its head.
-        ConfigError: The config has ``enabled=False``, or its students and teacher are not in the model.
+        ConfigError: The config has ``enabled=False``, or its students and teacher are not in the model; or the model
+            lacks the projectors of method ``sra`` or ``repa`` (``framer.alignment.attach_projectors``).
     """
 
     def __init__(
@@ -109,21 +123,28 @@ class Framer:
         *,
         group: dist.ProcessGroup | None = None,
         prediction_type: PredictionType = "velocity",
+        encoder: ImageEncoder | None = None,
     ) -> None:
         self.config = FramerConfig() if config is None else config
         if not self.config.enabled:
             raise ConfigError("framer.enabled is false: train without a Framer, or set it to true.")
         self._adapter = adapter_for(model)
         names = self._adapter.block_names
-        self._students, self._teacher = select_layers(names, self.config.students, self.config.teacher)
-        self._adapter.check_students(self._students, self._teacher)
+        self._students, self._teacher = method_layers(self.config, names)
+        self._alignment = build_alignment(self.config, self._adapter.model, self._students, encoder)
+        self._in_teachers_shape = self._teacher is not None and self.config.method not in WITH_PROJECTORS
+        if self._teacher is not None and self._in_teachers_shape:
+            self._adapter.check_students(self._students, self._teacher)
         self.layer_names = tuple(names[student] for student in self._students)
-        self.teacher_name = names[self._teacher]
+        self.teacher_name = None if self._teacher is None else names[self._teacher]
+        if self._alignment is not None and self._alignment.teacher_name is not None:
+            self.teacher_name = self._alignment.teacher_name
         self._group = group
         self._prediction_type: PredictionType = prediction_type
+        taught = () if self._teacher is None else (self._teacher,)
         average = self.config.teacher == "ema"
-        self._tap = FeatureTap(self._adapter, self._students if average else (*self._students, self._teacher))
-        self._teacher_tap = FeatureTap(self._adapter, (self._teacher,)) if average else None
+        self._tap = FeatureTap(self._adapter, self._students if average else (*self._students, *taught))
+        self._teacher_tap = FeatureTap(self._adapter, taught) if average else None
         self._draws = 0
         self._detached = False
 
@@ -143,7 +164,8 @@ class Framer:
         """Records the teacher's feature of the one forward pass inside, which runs without gradients.
 
         Only where the config's teacher is ``ema``: the model, holding its averaged weights meanwhile, must see the same
-        input as inside :meth:`capture`, before or after it.
+        input as inside :meth:`capture`, before or after it; with method ``sra``, the same noise at a lower level
+        (:func:`framer.alignment.sra.teacher_sigmas`).
 
         Raises:
             ConfigError: The teacher is a layer of the same forward pass.
@@ -170,10 +192,13 @@ class Framer:
             conditioning: Conditioning vector ``[B, E]`` for the head; by default the one the blocks saw.
 
         Raises:
+            ConfigError: With the config's method, no layer teaches.
             CaptureError: Nothing is captured.
             FeatureError: A tensor that the feature space needs is missing or has another shape.
         """
         own, teacher = self._in_feature_space(sample, sigmas, conditioning)
+        if teacher is None or self.teacher_name is None:
+            raise ConfigError(f"features() compares students with a layer that teaches; {self.config.method} has none")
         return Features(self._to_teacher(own, teacher), teacher, self.layer_names, self.teacher_name)
 
     def loss(
@@ -182,27 +207,44 @@ class Framer:
         sample: Tensor | None = None,
         sigmas: Tensor | None = None,
         conditioning: Tensor | None = None,
+        images: Tensor | None = None,
     ) -> FramerOutput:
-        """The FRAMER loss of the captured features, which it drops.
+        """The alignment loss of the captured features, which it drops.
 
         Args:
             sample: The noisy latent ``[B, C, H, W]``; needed where a feature space must convert a prediction.
             sigmas: Noise levels ``[B]`` in 0..1; needed where a feature space must convert a prediction.
             conditioning: Conditioning vector ``[B, E]`` for the head; by default the one the blocks saw.
+            images: The clean images ``[B, 3, H, W]`` in -1..1; needed by method ``repa``.
 
         Raises:
             CaptureError: Nothing is captured, or nothing that trains has a part in the students' features.
             FeatureError: A tensor that the feature space needs is missing or has another shape, or the
                 features do not suit the config.
         """
-        config = self.config
         own, teacher = self._in_feature_space(sample, sigmas, conditioning)
         # Before the heads, which always train.
         self._check_gradient(own)
-        students = self._to_teacher(own, teacher)
-        negatives = draw_negatives(len(students), config.negatives, config.seed, self._draws)
+        if teacher is not None and self._in_teachers_shape:
+            own = self._to_teacher(own, teacher)
+        layers: FramerLoss | LayerLosses
+        if self._alignment is None:
+            assert teacher is not None
+            negatives = draw_negatives(len(own), self.config.negatives, self.config.seed, self._draws)
+            layers = self._framer_loss(own, teacher, negatives)
+            self._draws += 1
+        else:
+            negatives = []
+            maps = AlignmentMaps(tuple(own), teacher, images, self._captured().autocast, self._negatives_group())
+            layers = LayerLosses(self._alignment.losses(maps))
+        reduced = layers.loss.sum() if self.config.reduce == "sum" else layers.loss.mean()
+        self._clear()
+        return FramerOutput(self.config.weight * reduced, layers, tuple(negatives), self.layer_names, self.teacher_name)
+
+    def _framer_loss(self, students: list[Tensor], teacher: Tensor, negatives: list[int]) -> FramerLoss:
+        config = self.config
         try:
-            layers = framer_loss(
+            return framer_loss(
                 students,
                 teacher,
                 negatives=negatives,
@@ -220,10 +262,6 @@ class Framer:
         except ValueError as error:
             # What only the features' size can tell, such as a cutoff that leaves a small map no high band.
             raise FeatureError(f"FRAMER loss: {error}") from error
-        reduced = layers.loss.sum() if config.reduce == "sum" else layers.loss.mean()
-        self._draws += 1
-        self._clear()
-        return FramerOutput(config.weight * reduced, layers, tuple(negatives), self.layer_names, self.teacher_name)
 
     def detach(self) -> None:
         """Drops what is captured and refuses further captures; the model itself carries nothing of it."""
@@ -247,8 +285,8 @@ class Framer:
 
     def _in_feature_space(
         self, sample: Tensor | None, sigmas: Tensor | None, conditioning: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
-        """The students' maps, each in its own shape, and the teacher's, detached."""
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The students' maps, each in its own shape, and the teacher's, detached, where a layer teaches."""
         adapter, space = self._adapter, self.config.feature_space
 
         def to_space(capture: Capture) -> ToSpace:
@@ -263,10 +301,12 @@ class Framer:
             )
 
         own = self._captured()
-        taught = own if self._teacher_tap is None else self._captured_teacher()
         convert = to_space(own)
-        with torch.no_grad():
-            teacher = to_space(taught)(taught.features[self._teacher]).detach()
+        teacher: Tensor | None = None
+        if self._teacher is not None:
+            taught = own if self._teacher_tap is None else self._captured_teacher()
+            with torch.no_grad():
+                teacher = to_space(taught)(taught.features[self._teacher]).detach()
         return [convert(own.features[student]) for student in self._students], teacher
 
     def _to_teacher(self, students: list[Tensor], teacher: Tensor) -> list[Tensor]:

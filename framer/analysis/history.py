@@ -45,6 +45,22 @@ class LayerMetrics(BaseModel):
         return self
 
 
+class AlignmentMetrics(BaseModel):
+    """Another alignment loss than FRAMER's in one step.
+
+    Attributes:
+        method: Its name, as in ``framer.method``.
+        names: The students' names.
+        loss: Each student's loss, the mean over the batch, before the reduction over layers and the weight.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    method: str
+    names: list[str]
+    loss: list[float]
+
+
 class StepMetrics(BaseModel):
     """One line of ``metrics.jsonl``; fields that no plot needs are ignored.
 
@@ -52,8 +68,9 @@ class StepMetrics(BaseModel):
         step: Optimizer step, counted from 1.
         loss: The loss that was minimised; None where the step was skipped because it was not finite.
         noise_loss: Its noise-prediction (flow-matching) part.
-        framer_loss: The FRAMER part, weighted as it enters ``loss``; None when FRAMER is off.
-        layers: Per-layer diagnostics; None when FRAMER is off.
+        framer_loss: The part of FRAMER or of another alignment loss, weighted as it enters ``loss``; None without one.
+        layers: FRAMER's per-layer diagnostics; None when FRAMER is off.
+        alignment: The layers' losses of another method; None with FRAMER, and in runs older than them.
         skipped: Whether the step was skipped; its losses and diagnostics are None.
     """
 
@@ -64,6 +81,7 @@ class StepMetrics(BaseModel):
     noise_loss: float | None
     framer_loss: float | None
     layers: LayerMetrics | None
+    alignment: AlignmentMetrics | None = None
     skipped: bool = False
 
 

@@ -36,7 +36,7 @@ def plot_losses(path: Path, metrics: Sequence[StepMetrics], *, title: str = "Tra
     framer_on = any(record.framer_loss is not None for record in metrics)
     if framer_on:
         curves["noise loss"] = _curve(record.noise_loss for record in metrics)
-        curves["FRAMER loss"] = _curve(record.framer_loss for record in metrics)
+        curves[f"{_aligned_by(metrics)} loss"] = _curve(record.framer_loss for record in metrics)
     window = round(_SMOOTHED_SHARE * len(steps))
 
     canvas = new_canvas(9.0, 1.2 + 2.2 * len(curves), title)
@@ -61,8 +61,14 @@ def plot_losses(path: Path, metrics: Sequence[StepMetrics], *, title: str = "Tra
     if skipped:
         caption += f"; {skipped} skipped steps are left out"
     if framer_on:
-        return f"{caption}. The FRAMER loss is shown with its weight: loss = noise loss + FRAMER loss."
+        name = f"{_aligned_by(metrics)} loss"
+        return f"{caption}. The {name} is shown with its weight: loss = noise loss + {name}."
     return f"{caption}. FRAMER was off: the loss is the noise loss."
+
+
+def _aligned_by(metrics: Sequence[StepMetrics]) -> str:
+    other = next((record.alignment.method for record in metrics if record.alignment is not None), None)
+    return "FRAMER" if other is None else other
 
 
 def _curve(values: Iterable[float | None]) -> NDArray[np.float64]:

@@ -8,6 +8,16 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
+from framer.config.alignment import (
+    FIELDS_OF,
+    METHOD_DEFAULTS,
+    SECTIONS,
+    DepthFraction,
+    DispersiveConfig,
+    Method,
+    RepaConfig,
+    SraConfig,
+)
 from framer.config.base import ConfigSection
 from framer.config.types import NonNegativeInt
 from framer_kernels.types import Backend, BandKind, FawMode, GroupMode, Precision, Representation
@@ -24,7 +34,7 @@ _PRESETS: Final[Mapping[str, Mapping[str, object]]] = {"paper": {}, "released": 
 
 
 class FramerConfig(ConfigSection):
-    """What the FRAMER loss compares, how it weighs it, and how it draws its negatives.
+    """What the alignment loss compares, how it weighs it, and how it draws its negatives.
 
     The preset supplies every field that is not given, and a given field always wins; the object that results
     holds concrete values only, so ``FramerConfig(**config.model_dump())`` equals ``config``.
@@ -33,6 +43,10 @@ class FramerConfig(ConfigSection):
     |------------|---------------|----------------|-------------|--------|--------|------------------|
     | `paper`    | radial 0.25   | complex        | 1           | sum    | 1.0    | no               |
     | `released` | quantile 0.2  | magnitude      | 1           | mean   | 0.1    | yes              |
+
+    Another ``method`` puts another alignment loss in FRAMER's place (``docs/alignment.md``) and has defaults of its own
+    for ``students``, ``teacher`` and ``weight``. A setting that has no effect on it is refused. A method's own section
+    alone, such as ``repa``, chooses the method.
 
     Source: Choi et al., FRAMER, arXiv 2512.01390; ``released`` follows the authors' script where it differs.
     """
@@ -43,19 +57,27 @@ class FramerConfig(ConfigSection):
     preset: Literal["paper", "released"] = "paper"
     """Where the values of the fields not given come from."""
 
+    method: Method = "framer"
+    """Which loss aligns the layers: `framer`; `l2`, the mean squared distance to the teacher; `layersync`, `sra`,
+    `repa` or `dispersive`, each after its paper."""
+
     feature_space: Literal["hidden", "x0", "velocity"] = "hidden"
     """What a feature map is: `hidden`, a block's output tokens; `velocity`, these tokens through the model's
     own output head; `x0`, the clean latent that this velocity implies."""
 
-    students: Literal["all"] | Annotated[int, Field(ge=1)] | Annotated[list[NonNegativeInt], Field(min_length=2)] = (
-        "all"
-    )
-    """Which layers learn from the teacher: `all` before it; a number k: every k-th of them; or a list of layers,
-    counted from 0."""
+    students: (
+        Literal["all"]
+        | Annotated[int, Field(ge=1)]
+        | DepthFraction
+        | Annotated[list[NonNegativeInt], Field(min_length=1)]
+    ) = "all"
+    """Which layers learn: `all` before the teacher; a number k: every k-th of them; a fraction of the depth: the one
+    layer there; or a list of layers, counted from 0."""
 
-    teacher: Literal["last", "ema"] | NonNegativeInt = "last"
-    """Whose feature teaches: the `last` layer's; a layer's by its number; or `ema`, the last layer's of the model with
-    its averaged weights on the same input (`training.ema`), which takes one more forward pass."""
+    teacher: Literal["last", "ema"] | NonNegativeInt | DepthFraction = "last"
+    """Whose feature teaches: the `last` layer's; a layer's by its number or a fraction of the depth; or `ema`, the last
+    layer's of the model with its averaged weights on the same input (`training.ema`), which takes one more forward
+    pass."""
 
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Factor of the reduced loss beside the noise loss; 0 or more."""
@@ -113,11 +135,52 @@ class FramerConfig(ConfigSection):
     precision: Precision = "bf16x3"
     """How the `triton` backend multiplies float32 matrices."""
 
+    sra: SraConfig = SraConfig()
+    """Settings of method `sra`."""
+
+    repa: RepaConfig = RepaConfig()
+    """Settings of method `repa`."""
+
+    dispersive: DispersiveConfig = DispersiveConfig()
+    """Settings of method `dispersive`."""
+
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(cls, data: object) -> object:
-        """Adds the preset's values for the fields that are not given."""
+    def _fill_from_preset_and_method(cls, data: object) -> object:
+        """Adds the preset's and the method's values for the fields that are not given."""
         if not isinstance(data, Mapping):
             return data
-        preset = data.get("preset", "paper")
-        return {**_PRESETS.get(preset, {}), **data} if isinstance(preset, str) else data
+        given = [section for section in SECTIONS if data.get(section) is not None]
+        chosen = {"method": given[0]} if len(given) == 1 and "method" not in data else {}
+        data = {**chosen, **data}
+        preset, method = data.get("preset", "paper"), data.get("method", "framer")
+        of_preset = _PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        of_method = METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
+        return {**of_preset, **of_method, **data}
+
+    @model_validator(mode="after")
+    def _settings_suit_the_method(self) -> FramerConfig:
+        if self.method != "framer" and self.preset != "paper":
+            raise ValueError(f"preset {self.preset} is one of method framer, got method {self.method}: leave it out")
+        used = FIELDS_OF[self.method]
+        unused = [
+            name
+            for name, field in type(self).model_fields.items()
+            if name not in used and getattr(self, name) != field.default
+        ]
+        if unused:
+            values = ", ".join(f"{name} {_shown(getattr(self, name))}" for name in unused)
+            raise ValueError(
+                f"settings without effect on method {self.method}: {values}; leave them out, or choose another method"
+            )
+        if self.method == "sra" and self.teacher != "ema":
+            raise ValueError(
+                f"method sra learns from the averaged weights: teacher must be ema, got {self.teacher}; sra."
+                "teacher_layer chooses their layer"
+            )
+        return self
+
+
+def _shown(value: object) -> object:
+    """A value in a message; of a section, the keys that were changed."""
+    return value.model_dump(exclude_defaults=True) if isinstance(value, ConfigSection) else value

@@ -24,6 +24,9 @@ _EXPECTED: Final[Mapping[str, str]] = {
 }
 
 
+_OTHER_TYPES: Final = frozenset({*_EXPECTED, "dict_type", "int_from_float", "literal_error"}) - {"string_too_short"}
+"""Kinds of errors that say no more than that a value is of another type."""
+
 _MOVED: Final[Mapping[str, str]] = {
     "training.tensorboard": "trackers.tensorboard",
 }
@@ -31,17 +34,39 @@ _MOVED: Final[Mapping[str, str]] = {
 
 
 def explain(section: type[BaseModel], details: Sequence[ErrorDetails]) -> list[str]:
-    """One line a key, though a value that fits none of several alternatives has an error for each.
+    """One line a problem, though a value that fits none of several alternatives has an error for each.
 
     Args:
         section: The configuration class.
         details: Errors of its validation.
     """
-    lines: dict[str, list[str]] = {}
+    groups: dict[str, list[tuple[list[str], ErrorDetails]]] = {}
     for detail in details:
         location = _location(section, detail["loc"])
-        lines.setdefault(".".join(location), []).append(_explain(section, location, detail))
-    return [_joined(path, found) for path, found in lines.items()]
+        groups.setdefault(".".join(_alternative(section, location)), []).append((location, detail))
+    return [line for key, group in groups.items() for line in _explain_group(section, key, group)]
+
+
+def _alternative(section: type[BaseModel], location: Sequence[str]) -> Sequence[str]:
+    """The first key on the way whose value may be of several types; the whole location if there is none."""
+    for depth in range(1, len(location)):
+        options = _options_at(section, location[:depth])
+        if not _models(options) and len(options) > 1:
+            return location[:depth]
+    return location
+
+
+def _explain_group(section: type[BaseModel], key: str, group: Sequence[tuple[list[str], ErrorDetails]]) -> list[str]:
+    # An alternative of the right type says best what is wrong.
+    close = [
+        (location, detail)
+        for location, detail in group
+        if ".".join(location) != key or detail["type"] not in _OTHER_TYPES
+    ]
+    lines = [(".".join(location), _explain(section, location, detail)) for location, detail in close or group]
+    if close:
+        return list(dict.fromkeys(line for _, line in lines))
+    return [_joined(key, [line for _, line in lines])]
 
 
 def _joined(path: str, lines: Sequence[str]) -> str:

@@ -145,6 +145,11 @@ class TrainConfig(ConfigSection):
                 f"framer.feature_space {space} with objective.type {objective}: that space undoes the noise of flow "
                 "matching; set framer.feature_space to hidden"
             )
+        if self.framer.enabled and self.framer.method == "sra" and objective != "flow_matching":
+            raise ValueError(
+                f"framer.method sra with objective.type {objective}: its teacher sees flow matching's noise at a lower "
+                "level; choose another method"
+            )
         if objective == "one_step" and self.model.latents == "residual":
             raise ValueError(
                 "objective.type one_step with model.latents residual: one step subtracts the model's output from the "
@@ -154,6 +159,16 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 f"evaluation.num_inference_steps {self.evaluation.num_inference_steps} exceeds the "
                 f"{NUM_TRAIN_TIMESTEPS} timesteps of objective.type diffusion"
+            )
+        if self.framer.enabled and self.framer.teacher == "ema" and self.training.ema.decay is None:
+            raise ValueError(
+                f"framer.teacher ema (method {self.framer.method}) needs training.ema.decay, got null; set it to "
+                "0.9999, for example"
+            )
+        if self.framer.enabled and self.framer.method == "repa" and self.framer.repa.encoder is None:
+            raise ValueError(
+                "framer.method repa needs framer.repa.encoder: the folder of a vision model of transformers, such as "
+                "DINOv2"
             )
         if self.lr_scheduler.warmup_steps > self.training.max_steps:
             raise ValueError(

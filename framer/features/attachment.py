@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from torch import nn
 
 from framer.errors import UserError
 from framer.features.adapters import adapter_for
 from framer.features.heads import HEADS, FeatureHeads, heads_of
-from framer.features.selection import select_layers
+from framer.features.selection import Students, Teacher, select_layers
 from framer.seeding import generator
 
 
 def attach_heads(
     model: nn.Module,
-    students: Literal["all"] | int | Sequence[int] = "all",
-    teacher: Literal["last", "ema"] | int = "last",
+    students: Students = "all",
+    teacher: Teacher = "last",
     *,
     seed: int = 0,
 ) -> tuple[str, ...]:
@@ -50,7 +49,7 @@ def attach_heads(
     if channels is None:
         return ()
     names = adapter.block_names
-    selection = select_layers(names, students, teacher)
+    selection = select_layers(names, students, teacher, fewest=1)
     widths = {names[student]: channels[student] for student in selection.students}
     heads = FeatureHeads(widths, channels[selection.teacher], {name: generator(seed, HEADS, name) for name in widths})
     present = heads_of(adapter.model)
@@ -74,7 +73,7 @@ def attach_heads(
 def detach_heads(model: nn.Module) -> None:
     """Takes the heads off the model; without any, it does nothing."""
     inner = adapter_for(model).model
-    if heads_of(inner) is not None:
+    if hasattr(inner, HEADS):
         delattr(inner, HEADS)
 
 
@@ -90,7 +89,7 @@ def heads_set_aside(model: nn.Module) -> Iterator[None]:
     heads with :func:`without_heads`, and load the rest into a model of the same config.
     """
     inner = adapter_for(model).model
-    heads = heads_of(inner)
+    heads: nn.Module | None = getattr(inner, HEADS, None)
     detach_heads(inner)
     try:
         yield

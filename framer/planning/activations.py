@@ -17,7 +17,7 @@ from framer.models.latents import VaeLatents
 from framer.models.restoration_model import RestorationModel
 from framer.planning.attention import planned_attention
 from framer.planning.flops import operator_flops
-from framer.planning.model import META, crop_sizes, meta_model
+from framer.planning.model import META, crop_sizes, meta_encoder, meta_model
 from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
 from framer.planning.storages import PeakMemory
 from framer.training.activation_checkpointing import enable_activation_checkpointing
@@ -96,7 +96,7 @@ class MicroStep(NamedTuple):
         parameters: In the model's order.
         blocks: Names of the model's blocks.
         module_parameters: For every module, in the order of ``named_modules``, indices of its own parameters.
-        buffer_bytes: Of the model's buffers, and of the frozen autoencoder.
+        buffer_bytes: Of the model's buffers, of the frozen autoencoder, and of the encoder of method ``repa``.
         host_bytes: The most that activations took in the host's memory.
         flops: By part; not told apart, and zero, where parameters are partitioned.
         features: What FRAMER compares.
@@ -182,15 +182,17 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     Raises:
         UserError: The model cannot be planned.
     """
-    model = meta_model(config)
+    model = meta_model(config, with_heads=True)
     enable_activation_checkpointing(model, config.training.activation_checkpointing)
+    encoder = meta_encoder(config.framer)
     framer: Framer | None = None
     if config.framer.enabled:
-        framer = Framer(model, config.framer, prediction_type=config.objective.feature_prediction)
+        framer = Framer(model, config.framer, prediction_type=config.objective.feature_prediction, encoder=encoder)
     restoration = RestorationModel(model, config.model, META)
-    frozen: tuple[Tensor, ...] = ()
-    if isinstance(restoration.latents, VaeLatents):
-        frozen = (*restoration.latents.vae.parameters(), *restoration.latents.vae.buffers())
+    frozen: list[Tensor] = []
+    for module in (encoder, restoration.latents.vae if isinstance(restoration.latents, VaeLatents) else None):
+        if module is not None:
+            frozen += [*module.parameters(), *module.buffers()]
     memory = _Recorder()
     for tensor in (*model.parameters(), *model.buffers(), *frozen):
         memory.leave_out(tensor)

@@ -235,6 +235,16 @@ def gathered_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, value.detach()
 
 
+def release_gathered(engine: DeepSpeedEngine) -> None:
+    """Partitions again whatever ZeRO 3 has gathered, or begun to gather ahead of its use.
+
+    DeepSpeed gathers ahead what followed in the last training step. Heads follow the model's pass there, and nowhere
+    else: after any other pass theirs would be under way for good, and nothing could read or set the parameters.
+    """
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.parameter_offload.partition_all_parameters()
+
+
 def master_weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     """Like :func:`gathered_parameters`, with the optimizer's float32 master copy where there is one."""
     from deepspeed.utils import safe_get_full_fp32_param

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from framer.config.training import TrainConfig
 from framer.errors import UserError
+from framer.features import without_heads
 from framer.files import sync_tree, write_text
 from framer.models.lora import add_lora, lora_parameters, merged_weights, own_name, write_lora
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
@@ -66,7 +67,7 @@ def write_export(
 
     Args:
         model: Says the architecture; its weights are not read.
-        weights: All parameters and persistent buffers.
+        weights: All parameters and persistent buffers; those of heads, which served training alone, are left out.
         config: The run.
         folder: Replaced as a whole once the new one is complete.
         dtype: Of the weights written.
@@ -75,7 +76,7 @@ def write_export(
         UserError: The folder cannot be written to.
     """
     try:
-        write_diffusers_folder(model, weights, config, folder, dtype=dtype)
+        write_diffusers_folder(model, without_heads(weights), config, folder, dtype=dtype)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the export {folder}: {error}") from error
 

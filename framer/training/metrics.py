@@ -170,7 +170,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _scalars(metrics: TrainingStep) -> dict[str, float]:
     values = metrics.model_dump(
-        exclude={"step", "layers", "time", "memory", "skipped", "skip_reason"}, exclude_none=True
+        exclude={"step", "layers", "alignment", "time", "memory", "skipped", "skip_reason"}, exclude_none=True
     )
     scalars = {f"train/{key}": float(value) for key, value in values.items()}
     scalars |= {f"time/{key}": float(value) for key, value in metrics.time.model_dump(exclude_none=True).items()}
@@ -181,4 +181,7 @@ def _scalars(metrics: TrainingStep) -> dict[str, float]:
         layers = metrics.layers.model_dump()
         for i, name in enumerate(layers.pop("names")):
             scalars |= {f"framer_{key}/{name}": float(value[i]) for key, value in layers.items()}
+    if metrics.alignment is not None:
+        method, names, losses = metrics.alignment.method, metrics.alignment.names, metrics.alignment.loss
+        scalars |= {f"{method}_loss/{name}": loss for name, loss in zip(names, losses, strict=True)}
     return scalars

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from framer.analysis.history import read_metrics
 from framer.analysis.losses import plot_losses
@@ -20,7 +21,8 @@ from framer.config.training import TrainConfig
 from framer.distill import Framer
 from framer.evaluation.sheets import SheetRow, write_sample_sheet
 from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
-from framer.features import adapter_for
+from framer.features import adapter_for, without_heads
+from framer.features.heads import HEADS, FeatureHeads
 from framer.models.backbones import backbone_for
 from framer.models.restoration_model import RestorationModel
 from framer.objectives import build_objective
@@ -82,19 +84,18 @@ def write_run_report(
     def add(name: str, title: str, caption: str) -> None:
         figures.append(Figure(path=Path(folder.plots.name) / name, title=title, caption=caption))
 
-    add(
-        "similarity.png",
-        "Similarity to the last layer against depth",
-        plot_depth_similarity(folder.plots / "similarity.png", similarities, title="Similarity to the last layer"),
-    )
-    if config.framer.fam and any(record.layers is not None for record in metrics):
+    if similarities:
+        title = "Similarity to the last layer"
+        caption = plot_depth_similarity(folder.plots / "similarity.png", similarities, title=title)
+        add("similarity.png", f"{title} against depth", caption)
+    if config.framer.method == "framer" and config.framer.fam and any(record.layers is not None for record in metrics):
         caption = plot_modulation(folder.plots / "modulation.png", metrics, title="FAW x FAM weights by layer")
         add("modulation.png", "FAW x FAM weights by layer", caption)
     if metrics:
         add("losses.png", "Losses", plot_losses(folder.plots / "losses.png", metrics))
     return write_report(
         folder.root,
-        title=f"{folder.root.name}: {'FRAMER' if config.framer.enabled else 'no FRAMER'}, {step} steps",
+        title=f"{folder.root.name}: {_method(config.framer)}, {step} steps",
         command=f"deepspeed train.py --config {shlex.quote(str(folder.config))} "
         f"output_dir={shlex.quote(f'{folder.root}-again')}",
         config_summary=_summary(config, model, step),
@@ -111,9 +112,12 @@ def similarity_against_depth(
     """Similarity of every block to the last one on the held-out photographs, at t = 300 and 700 (Fig. 3).
 
     Measured in feature space ``hidden`` with the bands of the paper's preset, whatever the run trained with, so
-    that runs compare; in one step at the only timestep that there is. Every rank must call it under ZeRO 3.
+    that runs compare; in one step at the only timestep that there is. Every rank must call it under ZeRO 3. Nothing for
+    a U-Net without heads, whose stages cannot be compared.
     """
-    settings = FramerConfig(preset="paper")
+    settings = _settings_of_similarity(model.model, config.framer)
+    if settings is None:
+        return {}
     framer = Framer(model.model, settings)
     objective = build_objective(config.objective, model.latents)
     tile = config.data.crop_size
@@ -154,6 +158,16 @@ def similarity_against_depth(
     return similarities
 
 
+def _settings_of_similarity(model: nn.Module, trained: FramerConfig) -> FramerConfig | None:
+    if adapter_for(model).channels is None:
+        return FramerConfig(preset="paper")
+    if not isinstance(getattr(model, HEADS, None), FeatureHeads):
+        return None
+    # The stages that have heads are those that were trained.
+    teacher = "last" if trained.teacher == "ema" else trained.teacher
+    return FramerConfig(preset="paper", students=trained.students, teacher=teacher)
+
+
 def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
     """Non-overlapping tiles, ``[n, C, tile, tile]``, evenly picked where there are too many."""
     tiles = images.unfold(2, tile, tile).unfold(3, tile, tile)
@@ -163,15 +177,16 @@ def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
 
 def _summary(config: TrainConfig, restoration: RestorationModel, step: int) -> dict[str, str]:
     model = restoration.model
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    own = without_heads(dict(model.named_parameters())).values()
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in own)
     blocks = len(adapter_for(model).blocks)
     training, framer, ranks = config.training, config.framer, dist.get_world_size()
     batch = training.batch_size * training.gradient_accumulation_steps * ranks
-    method = (
-        f"preset {framer.preset}, feature space {framer.feature_space}, weight {framer.weight:g}"
-        if framer.enabled
-        else "off"
-    )
+    method = f"preset {framer.preset}, feature space {framer.feature_space}, weight {framer.weight:g}"
+    if not framer.enabled:
+        method = "off"
+    elif framer.method != "framer":
+        method = f"{framer.method} in its place, weight {framer.weight:g}"
     return {
         "model": f"{type(model).__name__}, {parameters / 1e6:.2f} M parameters, {blocks} blocks",
         "started from": config.model.pretrained or "random weights",
@@ -190,6 +205,12 @@ def _summary(config: TrainConfig, restoration: RestorationModel, step: int) -> d
         ),
         "seed": str(config.seed),
     }
+
+
+def _method(config: FramerConfig) -> str:
+    if not config.enabled:
+        return "no FRAMER"
+    return "FRAMER" if config.method == "framer" else config.method
 
 
 def _crops(config: TrainConfig) -> str:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from framer.analysis.history import LayerMetrics
+from framer.alignment.base import LayerLosses
+from framer.analysis.history import AlignmentMetrics, LayerMetrics
 from framer.data.samples import Sample
 from framer.distill import FramerOutput
 from framer.training.engine import StepOutcome
@@ -25,7 +26,8 @@ class StepLosses(NamedTuple):
     noise_loss: Tensor
     framer_loss: Tensor
     layers: Tensor
-    """``[6, N]``, in the order of ``LAYER_METRICS``; empty without FRAMER."""
+    """With FRAMER ``[6, N]``, in the order of ``LAYER_METRICS``; with another alignment loss its ``[N]`` losses; empty
+    without one."""
 
 
 class MicroStep(NamedTuple):
@@ -60,5 +62,18 @@ def layer_metrics(losses: StepLosses, names: Sequence[str]) -> LayerMetrics:
     return LayerMetrics(names=list(names), **values)
 
 
+def alignment_metrics(losses: StepLosses, method: str, names: Sequence[str]) -> AlignmentMetrics:
+    """Each layer's loss, for the metrics.
+
+    Args:
+        losses: Of a step with another alignment loss than FRAMER's.
+        method: Its name.
+        names: The students' names.
+    """
+    return AlignmentMetrics(method=method, names=list(names), loss=losses.layers.tolist())
+
+
 def _mean_diagnostics(out: FramerOutput) -> Tensor:
+    if isinstance(out.layers, LayerLosses):
+        return out.layers.loss.float()
     return torch.stack([getattr(out.layers, name).float().mean(dim=1) for name in LAYER_METRICS])

@@ -6,13 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
+from framer.alignment import attach_heads_of, repa_encoder
+from framer.analysis.history import AlignmentMetrics, LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
 from framer.data.samples import Sample
@@ -39,7 +41,7 @@ from framer.training.checkpoint_folder import clear_unfinished, find_checkpoints
 from framer.training.checks import check_sizes
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
-from framer.training.engine import check_engine, start_engine, step
+from framer.training.engine import check_engine, release_gathered, start_engine, step
 from framer.training.evaluation import Evaluated, load_heldout, restore_heldout
 from framer.training.export import export_model
 from framer.training.forward import ForwardPass
@@ -58,7 +60,7 @@ from framer.training.schedule import learning_rate
 from framer.training.shares import EMA
 from framer.training.skipping import count_skipped
 from framer.training.stall import stall_warnings
-from framer.training.step_losses import MicroStep, layer_metrics, mean_losses, step_losses
+from framer.training.step_losses import MicroStep, alignment_metrics, layer_metrics, mean_losses, step_losses
 from framer.training.trackers import open_trackers
 from framer.training.trainer_state import TrainerState
 from framer.training.watch import CollapseWatch
@@ -99,6 +101,9 @@ class Trainer:
         check_sizes(model, config)
         use_backend(model, config)
         freeze_the_rest(model, trainable_parameters(model, config.model))
+        encoder = repa_encoder(config.framer)
+        seed = derived_seed(config.seed, "projectors", config.framer.seed)
+        attach_heads_of(model, config.framer, seed=seed, encoder=encoder)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_rank_zero(self._prepare_folder)
         resumed_from = choose_checkpoint(config.training.resume, self.folder.checkpoints)
@@ -117,11 +122,12 @@ class Trainer:
                 self.model,
                 config.framer.model_copy(update={"seed": seed}),
                 prediction_type=config.objective.feature_prediction,
+                encoder=encoder.to(self.device) if encoder is not None else None,
             )
-        self.restoration = RestorationModel(self.model, config.model, self.device)
-        self.forward = ForwardPass(self.restoration, config, self.framer)
         average = config.training.ema
         self.ema = Ema(self.engine, average) if average.decay is not None else None
+        self.restoration = RestorationModel(self.model, config.model, self.device)
+        self.forward = ForwardPass(self.restoration, config, self.framer, averaged=self._averaged_weights)
         self.checkpointer = checkpoints.Checkpointer(self.folder.checkpoints, config.training)
         self.preemption = Preemption()
         self.step = 0
@@ -261,7 +267,14 @@ class Trainer:
         seconds = time.perf_counter() - started
         images = settings.batch_size * settings.gradient_accumulation_steps * self.world_size
         taken = not outcome.skipped
-        layers = layer_metrics(losses, self.framer.layer_names) if taken and self.framer is not None else None
+        layers: LayerMetrics | None = None
+        alignment: AlignmentMetrics | None = None
+        if taken and self.framer is not None:
+            names, method = self.framer.layer_names, self.config.framer.method
+            if method == "framer":
+                layers = layer_metrics(losses, names)
+            else:
+                alignment = alignment_metrics(losses, method, names)
         warning = None if layers is None else self.collapse.observe(layers)
         if warning is not None and self.rank == 0:
             sys.stderr.write(f"\nwarning: step {self.step}: {warning}\n")
@@ -274,6 +287,7 @@ class Trainer:
             learning_rate=rate,
             samples=self.step * images,
             layers=layers,
+            alignment=alignment,
             skipped=outcome.skipped,
             skip_reason=reason,
             skipped_steps=self.skipped.total,
@@ -339,6 +353,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         stopped_by = self._agree()
         if stopped_by:
+            release_gathered(self.engine)
             raise PreemptedError(stopped_by, self.step)
 
     def _restore(self, path: Path) -> None:
@@ -372,15 +387,20 @@ class Trainer:
         if self._samples_due() and not on_rank_zero(lambda: self.folder.sample_table(self.step).is_file()):
             self._write_samples(log)
 
-    def _evaluated_weights(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
         """The average of the weights in the model's place, where there is one; every rank must enter and leave."""
-        return nullcontext() if self.ema is None else self.ema.swapped_in()
+        with nullcontext() if self.ema is None else self.ema.swapped_in():
+            yield
+            release_gathered(self.engine)
 
     def _evaluate(self) -> Evaluated:
-        return restore_heldout(self.restoration, self.heldout, self.config, before_each=self._stop_if_asked)
+        evaluated = restore_heldout(self.restoration, self.heldout, self.config, before_each=self._stop_if_asked)
+        release_gathered(self.engine)
+        return evaluated
 
     def _write_samples(self, log: MetricsLog | None) -> None:
-        with self._evaluated_weights():
+        with self._averaged_weights():
             evaluated = self._evaluate()
         if self.rank == 0:
             write_samples(self.folder, evaluated, step=self.step)
@@ -392,7 +412,7 @@ class Trainer:
 
     def _finish(self, log: MetricsLog | None) -> Path:
         self.checkpointer.finish()
-        with self._evaluated_weights():
+        with self._averaged_weights():
             evaluated = self._evaluate()
             self._stop_if_asked()
             export_model(self.engine, self.config, self.folder.export)
