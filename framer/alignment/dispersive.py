@@ -43,10 +43,10 @@ def dispersive_loss(x: Tensor, temperature: float, group: dist.ProcessGroup | No
         temperature: Above 0.
         group: Processes whose samples count too; with one, the call is collective.
     """
-    rows = x.detach().flatten(1)
-    before = after = rows[:0]
+    before = after = x.new_empty(0, x[0].numel())
     ranks = 1
     if group is not None:
+        rows = x.detach().flatten(1)
         batch = GlobalBatch(group, _batch_sizes(len(rows), rows.device, group), dist.get_rank(group))
         everyone = batch.gather(rows)
         before, after, ranks = everyone[: batch.first], everyone[batch.first + len(rows) :], len(batch.sizes)
