@@ -13,14 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
-from sd3 import model_inputs
 from torch import Tensor
 
 from framer import Framer
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 from framer.models.build import build_model
-from framer.models.latents import build_latents
+from framer.models.restoration_model import RestorationModel
 from framer.models.trainable import freeze_the_rest, trainable_parameters
 from framer.objectives import build_objective
 from framer.seeding import derived_seed
@@ -46,7 +45,8 @@ def plain_run(config: TrainConfig) -> dict[str, Any]:
         weight_decay=config.optimizer.weight_decay,
         eps=config.optimizer.eps,
     )
-    latents = build_latents(config.model, torch.device("cpu"))
+    restoration = RestorationModel(model, config.model, torch.device("cpu"))
+    latents = restoration.latents
     objective = build_objective(config.objective, latents)
     seed = derived_seed(config.seed, "negatives", config.framer.seed)
     framer = Framer(
@@ -59,7 +59,7 @@ def plain_run(config: TrainConfig) -> dict[str, Any]:
         clean = latents.encode(batch["hr"], upsampled, indices=indices, seed=config.seed)
         noisy = objective.add_noise(clean, upsampled, indices, config.seed)
         with framer.capture():
-            output = model(**model_inputs(model, noisy.sample, latents.condition(upsampled), noisy.timesteps)).sample
+            output = restoration.predict(noisy.sample, upsampled, noisy.timesteps)
         framer_loss = framer.loss(sample=noisy.sample, sigmas=noisy.sigmas).total
         loss = objective.loss(output, noisy) + framer_loss
         loss.backward()
