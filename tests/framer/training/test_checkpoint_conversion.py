@@ -251,8 +251,8 @@ def test_what_cannot_be_exported(runs: Path, tmp_path: Path, capsys: pytest.Capt
 def test_another_number_of_samples_a_step_is_refused(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = runs / _name((2, 1, 2, "fp32")) / "run/checkpoints/step-00000002"
-    settings = _settings(2, "fp32", 1, 5)
+    checkpoint = runs / _name((2, 1, 2, "bf16")) / "run/checkpoints/step-00000002"
+    settings = _settings(2, "bf16", 1, 5)
     settings["training"] |= {"batch_size": 3, "resume": str(checkpoint)}
     assert train_command.main(["--config", str(tiny_config(tmp_path, **settings))]) == 2
     message = capsys.readouterr().err
