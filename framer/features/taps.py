@@ -3,8 +3,8 @@
 A hook on a layer sees what it returns. Where a diffusers transformer recomputes its blocks
 (``gradient_checkpointing``), it calls ``_gradient_checkpointing_func(block, *arguments)`` once a block, from outside
 the block; a function put there sees each output exactly once, because what a checkpoint recomputes in the backward
-pass lies inside. Either way it is the very tensor that flows on, so that gradients through it are right whatever
-checkpoints the block.
+pass lies inside. So does one around the call of a block that :mod:`framer.features.recomputation` recomputes. In any
+case it is the very tensor that flows on, so that gradients through it are right whatever checkpoints the block.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from framer.features.adapters import Adapter
 from framer.features.adapters.base import HeadArguments
 from framer.features.adapters.layouts import TokenGrid
 from framer.features.errors import CaptureError
+from framer.features.recomputation import is_recomputed
 from framer.patching import replaced
 
 
@@ -110,13 +111,14 @@ class FeatureTap:
                 "capture() was entered with gradients disabled (torch.no_grad or torch.inference_mode), where the loss "
                 "of its features would have no gradient. Enter it under torch.enable_grad()."
             )
-        checkpointed = bool(getattr(self._adapter.model, "gradient_checkpointing", False))
+        by_diffusers = bool(getattr(self._adapter.model, "gradient_checkpointing", False))
+        checkpointed = by_diffusers or any(is_recomputed(block) for block in self._blocks)
         self._needs_gradients = gradients
         self._recording = True
         try:
             try:
                 with ExitStack() as stack:
-                    self._watch(stack, checkpointed)
+                    self._watch(stack, by_diffusers)
                     yield
             finally:
                 self._recording = False
@@ -125,20 +127,21 @@ class FeatureTap:
         finally:
             self._clear_recording()
 
-    def _watch(self, stack: ExitStack, checkpointed: bool) -> None:
+    def _watch(self, stack: ExitStack, checkpointed_by_diffusers: bool) -> None:
         model = self._adapter.model
         stack.callback(model.register_forward_pre_hook(self._see_input, with_kwargs=True).remove)
         head = self._adapter.head_module
         if head is not None:
             stack.callback(head.register_forward_pre_hook(self._see_head, with_kwargs=True).remove)
         for block in self._blocks:
-            compiled = getattr(block, "_compiled_call_impl", None)
-            if compiled is None:
+            call = getattr(block, "_compiled_call_impl", None)
+            if call is None:
                 stack.callback(block.register_forward_hook(self._see_output).remove)
             else:
-                # A compiled block does not see hooks that come after its compilation.
-                stack.enter_context(replaced(block, "_compiled_call_impl", self._watched_call(block, compiled)))
-        if checkpointed and hasattr(model, "_gradient_checkpointing_func"):
+                # A compiled block does not see hooks that come after its compilation, and those of a recomputed one run
+                # twice.
+                stack.enter_context(replaced(block, "_compiled_call_impl", self._watched_call(block, call)))
+        if checkpointed_by_diffusers and hasattr(model, "_gradient_checkpointing_func"):
             self._checkpoint = model._gradient_checkpointing_func
             stack.enter_context(replaced(model, "_gradient_checkpointing_func", self._call_block))
 
@@ -153,6 +156,22 @@ class FeatureTap:
     def _see_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recording:
             self._arguments = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
+            self._check_arguments_reach_the_blocks(self._arguments)
+
+    def _check_arguments_reach_the_blocks(self, arguments: dict[str, Any]) -> None:
+        model = self._adapter.model
+        if not (getattr(model, "gradient_checkpointing", False) and torch.is_grad_enabled()):
+            return
+        for name in self._adapter.changed_by_diffusers_checkpointing:
+            value = arguments.get(name)
+            # What scales LoRA's layers does not go through the blocks.
+            if value is not None and not (isinstance(value, dict) and value.keys() <= {"scale"}):
+                raise CaptureError(
+                    f"{type(model).__name__} was given {name} while diffusers' checkpointing is on, under which its "
+                    f"blocks get another {name} than without, so that the model computes something else. Call "
+                    f"model.disable_gradient_checkpointing() and recompute the blocks with "
+                    "framer.training.activation_checkpointing.enable_activation_checkpointing, or leave it out."
+                )
 
     def _see_head(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recording:
@@ -164,13 +183,13 @@ class FeatureTap:
         if number not in self._called_by_checkpoint:
             self._record(number, output)
 
-    def _watched_call(self, block: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            output = compiled(*args, **kwargs)
+    def _watched_call(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            output = call(*args, **kwargs)
             self._see_output(block, args, output)
             return output
 
-        return call
+        return watched
 
     def _call_block(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert self._checkpoint is not None

@@ -1,4 +1,7 @@
-"""Recomputing blocks in the backward pass, through diffusers' own seam.
+"""Recomputing blocks in the backward pass.
+
+Each block's own call runs under a checkpoint, rather than what diffusers' models hand over to theirs: some leave
+arguments out there that they give their blocks otherwise, and some hand over none of their blocks.
 
 Only non-reentrant checkpoints are used: with reentrant ones the features that FRAMER taps lose gradients, without an
 error, under ZeRO 3 and wherever what comes before the blocks is frozen.
@@ -6,9 +9,7 @@ error, under ZeRO 3 and wherever what comes before the blocks is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,35 +21,30 @@ from framer.config.engine import ActivationCheckpointingConfig
 from framer.errors import ConfigError
 from framer.extras import require
 from framer.features.adapters import adapter_for
-
-Checkpoint = Callable[..., Any]
+from framer.features.recomputation import Checkpoint, is_compiled, recompute
 
 
 def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpointingConfig) -> tuple[str, ...]:
-    """Makes the model recompute the blocks that the configuration selects.
+    """Makes the model recompute the blocks that the configuration selects, in place of diffusers' own checkpointing.
 
     Args:
-        model: A diffusers model that has an adapter, with the distributed engine already started. Of a U-Net the parts
-            of the selected stages are recomputed, as diffusers has it.
+        model: A model that has an adapter, with the distributed engine already started and its blocks compiled, where
+            they are to be. Of a U-Net the resnets and transformer blocks within the selected stages are recomputed, or
+            the stages themselves where they are compiled.
         config: Backend, which blocks, and where their inputs wait.
 
     Returns:
         Names of the recomputed blocks; none where checkpointing is off.
 
     Raises:
-        ConfigError: No block's name matches the pattern, or diffusers cannot recompute blocks of this class.
+        ConfigError: No block's name matches the pattern.
     """
     if config.backend is None:
         return ()
     adapter = adapter_for(model)
-    if not getattr(adapter.model, "_supports_gradient_checkpointing", False):
-        raise ConfigError(
-            f"training.activation_checkpointing.backend: {config.backend} cannot be used, because diffusers does not "
-            f"recompute blocks of {type(adapter.model).__name__}; set it to null"
-        )
     matching = [
-        (name, block)
-        for name, block in zip(adapter.block_names, adapter.blocks, strict=True)
+        (name, number)
+        for number, (name, block) in enumerate(zip(adapter.block_names, adapter.blocks, strict=True))
         if fnmatchcase(name, config.blocks) and any(True for _ in block.parameters())
     ]
     if not matching:
@@ -56,28 +52,25 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
             f"training.activation_checkpointing.blocks: '{config.blocks}' matches none of the blocks "
             f"{adapter.block_names[0]} to {adapter.block_names[-1]}"
         )
+    if getattr(adapter.model, "is_gradient_checkpointing", False):
+        adapter.model.disable_gradient_checkpointing()
     selected = matching[:: config.every]
-    recomputed = {id(module) for _, block in selected for module in block.modules()}
     run_checkpointed = _deepspeed_checkpoint() if config.backend == "deepspeed" else _torch_checkpoint(config)
-
-    def run_block(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # PRX hands over a block's bound __call__ in place of the block, HunyuanImage arguments by keyword.
-        if id(getattr(block, "__self__", block)) not in recomputed:
-            return block(*args, **kwargs)
-        return run_checkpointed(partial(block, **kwargs) if kwargs else block, *args)
-
-    adapter.model.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
+    for _, number in selected:
+        block = adapter.blocks[number]
+        for module in (block,) if is_compiled(block) else adapter.recomputed_parts(number):
+            recompute(module, run_checkpointed)
     return tuple(name for name, _ in selected)
 
 
 def _torch_checkpoint(config: ActivationCheckpointingConfig) -> Checkpoint:
     if not config.cpu_offload:
-        return lambda block, *args: checkpoint(block, *args, use_reentrant=False)
+        return lambda function, *inputs: checkpoint(function, *inputs, use_reentrant=False)
 
-    def offloaded(block: nn.Module, *args: Any) -> Any:
+    def offloaded(function: Checkpoint, *inputs: Any) -> Any:
         # A non-reentrant checkpoint saves its inputs as autograd does, so that this hook sees them and nothing else.
         with save_on_cpu(pin_memory=torch.cuda.is_available()):
-            return checkpoint(block, *args, use_reentrant=False)
+            return checkpoint(function, *inputs, use_reentrant=False)
 
     return offloaded
 

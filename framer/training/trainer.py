@@ -111,10 +111,10 @@ class Trainer:
         self.engine = start_engine(model, config)
         self.device = torch.device(self.engine.device)
         self.model: ModelMixin = self.engine.module
-        enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
         if config.model.compile_blocks:
             for block in adapter_for(self.model).blocks:
                 block.compile()
+        enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
         self.framer: Framer | None = None
         if config.framer.enabled:
             seed = derived_seed(config.seed, "negatives", config.framer.seed)

@@ -61,6 +61,19 @@ class Adapter(ABC):
             FeatureError: The feature does not fill the grid.
         """
 
+    def recomputed_parts(self, index: int) -> Sequence[nn.Module]:
+        """The modules of a layer that checkpointing recomputes one by one: the layer itself, unless it is a large one.
+
+        Args:
+            index: Number of the layer.
+        """
+        return (self.blocks[index],)
+
+    @property
+    def changed_by_diffusers_checkpointing(self) -> tuple[str, ...]:
+        """Arguments of the model's forward that diffusers' own checkpointing keeps from the blocks, or brings there."""
+        return ()
+
     @property
     def channels(self) -> tuple[int, ...] | None:
         """Channels of every layer's map, where layers differ in shape and students need heads; None elsewhere."""

@@ -25,6 +25,7 @@ LAYOUTS: Final[dict[str, TransformerLayout]] = {
         (Stack("joint_transformer_blocks", output=1), Stack("single_transformer_blocks", tokens="last")),
         grids.patchified(),
         _SPATIAL,
+        changed_by_diffusers_checkpointing=("attention_kwargs",),
     ),
     "BriaFibo2Transformer2DModel": TransformerLayout(
         (Stack("noise_refiner", tokens="first"), Stack("layers", tokens=pickers.after_gist)),
@@ -32,8 +33,15 @@ LAYOUTS: Final[dict[str, TransformerLayout]] = {
         Head(("final_layer",), "channels_first"),
     ),
     "BriaFiboTransformer2DModel": TransformerLayout((_JOINT, _MERGED), grids.from_ids(), _PACKED),
-    "BriaTransformer2DModel": TransformerLayout((_JOINT, _SINGLE), grids.from_ids(), _PACKED),
-    "ChromaTransformer2DModel": TransformerLayout((_JOINT, _MERGED), grids.from_ids(), _PACKED),
+    "BriaTransformer2DModel": TransformerLayout(
+        (_JOINT, _SINGLE), grids.from_ids(), _PACKED, changed_by_diffusers_checkpointing=("attention_kwargs",)
+    ),
+    "ChromaTransformer2DModel": TransformerLayout(
+        (_JOINT, _MERGED),
+        grids.from_ids(),
+        _PACKED,
+        changed_by_diffusers_checkpointing=("attention_mask", "joint_attention_kwargs"),
+    ),
     "CogView3PlusTransformer2DModel": TransformerLayout(
         (Stack("transformer_blocks", output=0),), grids.patchified(), _CHANNELS
     ),

@@ -73,3 +73,6 @@ class TransformerLayout:
     """Which grid the image tokens make."""
     head: Head | None = None
     """None: features are compared as `hidden` only."""
+    changed_by_diffusers_checkpointing: tuple[str, ...] = ()
+    """Arguments of the forward that diffusers' own checkpointing keeps from blocks that get them otherwise, or the
+    other way round: refused together with it."""

@@ -96,6 +96,11 @@ class TransformerAdapter(Adapter):
         return tokens
 
     @property
+    def changed_by_diffusers_checkpointing(self) -> tuple[str, ...]:
+        """Those that the layout names."""
+        return self.layout.changed_by_diffusers_checkpointing
+
+    @property
     def head_module(self) -> nn.Module | None:
         """The first module of the declared head."""
         head = self.layout.head

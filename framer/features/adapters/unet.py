@@ -19,8 +19,8 @@ class UNetAdapter(Adapter):
     Of SD1.5 and SD2.1 these are 4 + 1 + 4 students and the teacher, of SDXL 3 + 1 + 3. That last map is what
     ``conv_act`` returns.
 
-    Stages differ in shape, so that students need heads (see ``framer.features.attach_heads``). Diffusers recomputes
-    parts of a stage in the backward pass, never a whole one: what a stage returns is seen once.
+    Stages differ in shape, so that students need heads (see ``framer.features.attach_heads``). Parts of a stage are
+    recomputed in the backward pass, never a whole one: what a stage returns is seen once.
 
     Args:
         model: The U-Net itself.
@@ -47,6 +47,13 @@ class UNetAdapter(Adapter):
     def blocks(self) -> Sequence[nn.Module]:
         """The stages, and the activation before ``conv_out``."""
         return self._layers
+
+    def recomputed_parts(self, index: int) -> Sequence[nn.Module]:
+        """A stage's resnets and the blocks of its transformers: a stage as a whole holds most of the activations."""
+        stage = self._layers[index]
+        transformers = [part for part in getattr(stage, "attentions", ()) if hasattr(part, "transformer_blocks")]
+        blocks = [block for transformer in transformers for block in transformer.transformer_blocks]
+        return (*getattr(stage, "resnets", ()), *blocks)
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers.models import transformers
@@ -13,8 +16,7 @@ from tiny_transformers import NOT_IMAGES, TINY, TinyTransformer, outputs
 from torch import Tensor, nn
 
 from framer.config.engine import ActivationCheckpointingConfig
-from framer.errors import ConfigError
-from framer.features import FeatureTap, adapter_for
+from framer.features import CaptureError, FeatureTap, adapter_for
 from framer.features.adapters import TransformerAdapter
 from framer.features.adapters.base import HeadArguments
 from framer.features.adapters.catalogue import LAYOUTS
@@ -147,22 +149,20 @@ def by_framer(model: nn.Module) -> None:
 
 
 # Diffusers 0.42.1: two classes cannot recompute; one hands over keywords that diffusers' own function does not take.
-REFUSED = [
-    ("HunyuanDiT2DModel", by_diffusers, ValueError, "does not support gradient checkpointing"),
-    ("HunyuanDiT2DModel", by_framer, ConfigError, "does not recompute blocks of HunyuanDiT2DModel"),
-    ("LuminaNextDiT2DModel", by_diffusers, ValueError, "does not support gradient checkpointing"),
-    ("LuminaNextDiT2DModel", by_framer, ConfigError, "does not recompute blocks of LuminaNextDiT2DModel"),
-    ("HunyuanImageTransformer2DModel", by_diffusers, TypeError, "unexpected keyword argument"),
-]
-# Blocks that their model calls without a checkpoint in any case.
-NEVER_RECOMPUTED = {"Lumina2Transformer2DModel": {"noise_refiner.0", "noise_refiner.1"}}
+REFUSED = {
+    "HunyuanDiT2DModel": (ValueError, "does not support gradient checkpointing"),
+    "LuminaNextDiT2DModel": (ValueError, "does not support gradient checkpointing"),
+    "HunyuanImageTransformer2DModel": (TypeError, "unexpected keyword argument"),
+}
+# Blocks that diffusers' models call without a checkpoint in any case.
+NEVER_RECOMPUTED = {("Lumina2Transformer2DModel", by_diffusers): {"noise_refiner.0", "noise_refiner.1"}}
 
 
 RECOMPUTED = [
     pytest.param(tiny, enable, id=f"{tiny.name}-{enable.__name__}")
     for tiny in TINY.values()
     for enable in (by_diffusers, by_framer)
-    if (tiny.name, enable) not in [(name, function) for name, function, *_ in REFUSED]
+    if enable is by_framer or tiny.name not in REFUSED
 ]
 
 
@@ -175,7 +175,7 @@ def test_checkpointing_changes_neither_output_nor_features_nor_gradients(tiny: T
     for name, block in zip(adapter_of(model).block_names, adapter_of(model).blocks, strict=True):
         block.register_forward_pre_hook(lambda *_, name=name: runs.update([name]))
     got_output, got_features, got_gradients = step(model, tiny.inputs(2))
-    assert {name for name, times in runs.items() if times != 2} == NEVER_RECOMPUTED.get(tiny.name, set())
+    assert {name for name, times in runs.items() if times != 2} == NEVER_RECOMPUTED.get((tiny.name, enable), set())
     assert torch.equal(got_output, output)
     for got, expected in zip(got_features, features, strict=True):
         assert torch.equal(got, expected)
@@ -184,13 +184,88 @@ def test_checkpointing_changes_neither_output_nor_features_nor_gradients(tiny: T
         torch.testing.assert_close(got_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize(("name", "enable", "error", "message"), REFUSED)
-def test_classes_that_cannot_recompute_are_refused(name, enable, error, message):
+@pytest.mark.parametrize("name", REFUSED)
+def test_classes_that_diffusers_cannot_recompute_say_so(name):
     model, inputs = TINY[name].build(), TINY[name].inputs(1)
 
     def run() -> None:
-        enable(model)
+        by_diffusers(model)
         outputs(model, inputs)
 
+    error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         run()
+
+
+def prompts_of_chroma(batch: int) -> dict[str, Tensor]:
+    """A mask of text and image that ends the second sample's prompt early."""
+    tokens = TINY["ChromaTransformer2DModel"].inputs(batch)["encoder_hidden_states"].shape[1]
+    mask = torch.ones(batch, tokens + 24, dtype=torch.bool)
+    mask[1:, 3:tokens] = False
+    return {"attention_mask": mask}
+
+
+CHANGED_BY_DIFFUSERS = {
+    ("AuraFlowTransformer2DModel", "attention_kwargs"): {"attention_kwargs": {"mine": 1}},
+    ("BriaTransformer2DModel", "attention_kwargs"): {"attention_kwargs": {"mine": 1}},
+    ("ChromaTransformer2DModel", "attention_mask"): prompts_of_chroma(2),
+    ("ChromaTransformer2DModel", "joint_attention_kwargs"): {"joint_attention_kwargs": {"mine": 1}},
+}
+
+
+def test_arguments_that_diffusers_hands_over_with_or_without_checkpointing_alone_are_declared():
+    """Read out of diffusers' own source: the arguments of a block's two calls."""
+    found = {(name, argument) for name in LAYOUTS for argument in arguments_of_one_call_alone(getattr(diffusers, name))}
+    declared = {(name, argument) for name in LAYOUTS for argument in LAYOUTS[name].changed_by_diffusers_checkpointing}
+    assert found == declared == CHANGED_BY_DIFFUSERS.keys()
+
+
+def arguments_of_one_call_alone(cls: type[nn.Module]) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls.forward)))):
+        if isinstance(node, ast.If) and "gradient_checkpointing" in ast.unparse(node.test):
+            recomputed = [call for call in calls_within(node.body) if "_checkpointing_func" in ast.unparse(call.func)]
+            blocks = {ast.unparse(call.args[0]).removesuffix(".__call__") for call in recomputed}
+            plain = [call for call in calls_within(node.orelse) if ast.unparse(call.func) in blocks]
+            assert len(recomputed) == len(plain) > 0, ast.unparse(node)
+            for one, other in zip(recomputed, plain, strict=True):
+                names |= given(one.args[1:], one.keywords) ^ given(other.args, other.keywords)
+    # A default that is spelled out on one side.
+    return names - {"None"}
+
+
+def given(arguments: list[ast.expr], keywords: list[ast.keyword]) -> set[str]:
+    return {ast.unparse(value) for value in (*arguments, *(keyword.value for keyword in keywords))}
+
+
+def calls_within(body: list[ast.stmt]) -> list[ast.Call]:
+    return [node for statement in body for node in ast.walk(statement) if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize(("name", "argument"), CHANGED_BY_DIFFUSERS)
+def test_arguments_that_diffusers_checkpointing_changes_are_refused_with_it(name, argument):
+    model = TINY[name].build()
+    inputs = TINY[name].inputs(2) | CHANGED_BY_DIFFUSERS[name, argument]
+    model.enable_gradient_checkpointing()
+    with pytest.raises(CaptureError, match=rf"{name} was given {argument} while .*enable_activation_checkpointing"):
+        step(model, inputs)
+
+
+def test_the_scale_of_lora_and_arguments_left_out_are_not_refused():
+    model, inputs = TINY["AuraFlowTransformer2DModel"].build(), TINY["AuraFlowTransformer2DModel"].inputs(2)
+    model.enable_gradient_checkpointing()
+    plain = step(model, inputs | {"attention_kwargs": None})[0]
+    assert torch.equal(step(model, inputs | {"attention_kwargs": {"scale": 1.0}})[0], plain)
+
+
+def test_the_mask_of_chroma_reaches_recomputed_blocks():
+    tiny = TINY["ChromaTransformer2DModel"]
+    inputs = tiny.inputs(2) | prompts_of_chroma(2)
+    output, _, gradients = step(tiny.build(), inputs)
+    assert not torch.equal(output, step(tiny.build(), tiny.inputs(2))[0])
+    model = tiny.build()
+    by_framer(model)
+    got, _, got_gradients = step(model, inputs)
+    assert torch.equal(got, output)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(got_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import flex_attention
 
+from framer.config.engine import ActivationCheckpointingConfig
 from framer.features import CaptureError, FeatureError
 from framer.features.adapters.layouts import TokenGrid
 from framer.features.adapters.transformer import TransformerAdapter
@@ -16,6 +17,7 @@ from framer.features.adapters.video_catalogue import UNSUPPORTED, VIDEO_LAYOUTS
 from framer.features.adapters.video_grids import minimax_positions, named_sizes, video_patches
 from framer.features.adapters.video_tokens import in_square_blocks, of_temporal_block
 from framer.features.taps import Capture, FeatureTap
+from framer.training.activation_checkpointing import enable_activation_checkpointing
 from tests.framer.features.tiny_video_transformers import TINY_VIDEO, VARIANTS, TinyTransformer, dense_flex_attention
 
 CASES = TINY_VIDEO | VARIANTS
@@ -91,14 +93,23 @@ def test_a_patch_of_the_latent_is_that_place_of_that_frames_map(tiny, place):
     assert tuple(map(int, largest)) == (sample * tiny.grid[0] + frame, row, column)
 
 
-def test_recomputing_the_blocks_changes_neither_the_output_nor_the_maps_nor_the_gradients(tiny):
-    if tiny.name == "WanAnimate2Transformer3DModel":
+def by_diffusers(model: Any) -> None:
+    model.enable_gradient_checkpointing()
+
+
+def by_framer(model: nn.Module) -> None:
+    enable_activation_checkpointing(model, ActivationCheckpointingConfig(backend="torch"))
+
+
+@pytest.mark.parametrize("enable", [by_diffusers, by_framer])
+def test_recomputing_the_blocks_changes_neither_the_output_nor_the_maps_nor_the_gradients(tiny, enable):
+    if tiny.name == "WanAnimate2Transformer3DModel" and enable is by_diffusers:
         pytest.skip("diffusers gives its blocks keyword arguments, which its own checkpointing function does not take")
     results = []
     for checkpointed in (False, True):
         model = tiny.build()
         if checkpointed:
-            model.enable_gradient_checkpointing()
+            enable(model)
         capture, sample = captured(model, tiny.inputs(model, tiny.batch))
         loss = sum(value.square().mean() for value in [*tensors(sample), *capture.features.values()])
         loss.backward()
