@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,17 +12,18 @@ from framer.features.adapters.layouts import Arguments, GridRule, TokenGrid
 from framer.features.errors import FeatureError
 
 
-def patchified(argument: str = "hidden_states", *, patch: str = "patch_size") -> GridRule:
+def patchified(argument: str = "hidden_states", *, patch: str | int = "patch_size") -> GridRule:
     """One token a patch of a latent ``[B, C, H, W]`` or ``[B, C, F, H, W]``.
 
     A remainder smaller than a patch is cut off, as patch embeddings do.
 
     Args:
         argument: Name of the latent among the forward's arguments.
-        patch: The patch's side, or its sides, in the model's config; without it there is one token a pixel.
+        patch: The patch's side, or the name of its side or sides in the model's config; where that has none of this
+            name, there is one token a pixel.
 
     Raises:
-        FeatureError: The latent has another number of dimensions.
+        FeatureError: The latent has another number of dimensions, or the model has no config.
     """
 
     def grid(model: nn.Module, arguments: Arguments) -> TokenGrid:
@@ -181,10 +182,16 @@ def _patches(latent: Sequence[int], sides: Sequence[int]) -> TokenGrid:
     return TokenGrid(frames, height, width)
 
 
-def _patch_sides(model: nn.Module, name: str = "patch_size") -> tuple[int, int, int]:
+def _patch_sides(model: nn.Module, patch: str | int = "patch_size") -> tuple[int, int, int]:
     """Frames, rows and columns of a patch."""
-    config: Any = model.config
-    patch = config.get(name)
+    if isinstance(patch, str):
+        config: Any = getattr(model, "config", None)
+        if not isinstance(config, Mapping):
+            raise FeatureError(
+                f"{type(model).__name__}.config is {config!r}, not a mapping that tells {patch}: say how large its "
+                "patches are where it is declared, grid=patchified('hidden_states', patch=2), or give it a config."
+            )
+        patch = config.get(patch)
     if patch is None:
         return 1, 1, 1
     sides = [patch, patch] if isinstance(patch, int) else patch
