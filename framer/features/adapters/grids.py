@@ -184,19 +184,21 @@ def _patches(latent: Sequence[int], sides: Sequence[int]) -> TokenGrid:
 
 def _patch_sides(model: nn.Module, patch: str | int = "patch_size") -> tuple[int, int, int]:
     """Frames, rows and columns of a patch."""
-    if isinstance(patch, str):
-        config: Any = getattr(model, "config", None)
-        if not isinstance(config, Mapping):
-            raise FeatureError(
-                f"{type(model).__name__}.config is {config!r}, not a mapping that tells {patch}: say how large its "
-                "patches are where it is declared, grid=patchified('hidden_states', patch=2), or give it a config."
-            )
-        patch = config.get(patch)
-    if patch is None:
+    sides = _from_config(model, patch) if isinstance(patch, str) else patch
+    if sides is None:
         return 1, 1, 1
-    sides = [patch, patch] if isinstance(patch, int) else patch
-    frames, height, width = (1, *sides)[-3:]
+    frames, height, width = (1, *([sides, sides] if isinstance(sides, int) else sides))[-3:]
     return frames, height, width
+
+
+def _from_config(model: nn.Module, name: str) -> Any:
+    config: Any = getattr(model, "config", None)
+    if not isinstance(config, Mapping):
+        raise FeatureError(
+            f"{type(model).__name__}.config is {config!r}, not a mapping that tells {name}: say how large its patches "
+            "are where it is declared, grid=patchified('hidden_states', patch=2), or give it a config."
+        )
+    return config.get(name)
 
 
 def _shapes_of_samples(shapes: Any) -> list[list[tuple[int, ...]]]:
