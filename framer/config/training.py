@@ -150,6 +150,16 @@ class TrainConfig(ConfigSection):
                 f"framer.method sra with objective.type {objective}: its teacher sees flow matching's noise at a lower "
                 "level; choose another method"
             )
+        if self.model.conditioning == "none" and objective != "one_step":
+            raise ValueError(
+                f"model.conditioning none with objective.type {objective}: the model would never see the low-"
+                "resolution image; set model.conditioning to concat, or objective.type to one_step"
+            )
+        if objective == "one_step" and self.objective.csd_weight and self.objective.csd_base is None:
+            raise ValueError(
+                f"objective.csd_weight {self.objective.csd_weight} needs objective.csd_base, the diffusers folder of "
+                "the frozen model that score distillation asks"
+            )
         if objective == "one_step" and self.model.latents == "residual":
             raise ValueError(
                 "objective.type one_step with model.latents residual: one step subtracts the model's output from the "
