@@ -33,7 +33,7 @@ def check_tokens(model: SD3Transformer2DModel, config: TrainConfig) -> None:
                 f"{key}: the model needs multiples of its patch size {patch}, at most {patch * largest} a side"
             )
         height, width = size if config.framer.feature_space != "hidden" else (size.height // patch, size.width // patch)
-        if config.framer.enabled and config.framer.bands == "radial":
+        if config.framer.enabled and config.framer.method == "framer" and config.framer.bands == "radial":
             try:
                 BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, height, width, dtype=torch.complex64))
             except ValueError as error:
