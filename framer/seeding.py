@@ -42,6 +42,21 @@ def normal_per_sample(shape: torch.Size | tuple[int, ...], indices: list[int], *
     return torch.stack([torch.randn(shape, generator=generator(*parts, index)) for index in indices])
 
 
+def integer_per_sample(low: int, high: int, indices: list[int], *parts: int | str) -> Tensor:
+    """Uniform integers from ``low`` to below ``high``, each sample's drawn from its own index.
+
+    Args:
+        low: Smallest integer.
+        high: One above the largest.
+        indices: Index of each sample, length B.
+        parts: What the numbers are for, see :func:`derived_seed`.
+
+    Returns:
+        int64 ``[B]`` on the CPU.
+    """
+    return torch.cat([torch.randint(low, high, (1,), generator=generator(*parts, index)) for index in indices])
+
+
 def seed_generators(seed: int) -> None:
     """Seeds the global generators of torch, Python and NumPy, for code that draws from them."""
     torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from framer.alignment.attachment import attach_heads_of
 from framer.alignment.base import Alignment, AlignmentMaps, LayerLosses
 from framer.alignment.encoders import ImageEncoder, PatchEncoder, load_encoder, planned_encoder, repa_encoder
 from framer.alignment.projectors import attach_projectors
@@ -13,6 +14,7 @@ __all__ = [
     "ImageEncoder",
     "LayerLosses",
     "PatchEncoder",
+    "attach_heads_of",
     "attach_projectors",
     "build_alignment",
     "load_encoder",

@@ -78,6 +78,7 @@ class EvaluationConfig(ConfigSection):
     seed: NonNegativeInt = 0
     """Seed of the degradation and of the initial noise; independent of ``seed`` so that runs compare."""
     num_inference_steps: PositiveInt = 4
-    """Euler steps of the flow from noise to image."""
+    """Steps from noise to image: Euler steps of ``flow_matching``, DDIM steps of ``diffusion``; ``one_step`` takes
+    one whatever is said here."""
     tile_overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.25
     """Part of a tile that its neighbour covers too; tiles have the size of a training crop."""

@@ -1,4 +1,4 @@
-"""The transformer and what it is trained on."""
+"""The model."""
 
 from __future__ import annotations
 
@@ -6,82 +6,63 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from framer.config.architecture import Architecture, SD3Architecture
 from framer.config.base import ConfigSection
-from framer.config.types import NonEmptyText, NonNegativeInt, PositiveFloat, PositiveInt
-
-
-def _one_or_more(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-class ArchitectureConfig(ConfigSection):
-    """A ``diffusers.SD3Transformer2DModel`` to be trained from random weights."""
-
-    patch_size: PositiveInt = 4
-    num_layers: Annotated[int, Field(ge=3)] = 8
-    """Transformer blocks; FRAMER needs at least two students and a teacher."""
-    num_attention_heads: PositiveInt = 4
-    attention_head_dim: PositiveInt = 32
-    """Channels of a head; times the heads a multiple of 4, for the two-dimensional sine and cosine positions."""
-    joint_attention_dim: PositiveInt = 32
-    """Channels of the text tokens."""
-    pooled_projection_dim: PositiveInt = 32
-    """Channels of the pooled text embedding."""
-    pos_embed_max_size: Annotated[int, Field(ge=2)] = 32
-    """Largest token grid, in tokens a side."""
-    qk_norm: Literal["rms_norm"] | None = "rms_norm"
-    dual_attention_layers: list[NonNegativeInt] = []
-    """Blocks with a second, image-only attention, as in SD3.5-medium; counted from 0."""
-
-    @model_validator(mode="after")
-    def _model_can_be_built(self) -> ArchitectureConfig:
-        width = self.num_attention_heads * self.attention_head_dim
-        if width % 4:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} times attention_head_dim {self.attention_head_dim} "
-                f"is {width}, not a multiple of 4"
-            )
-        absent = [block for block in self.dual_attention_layers if block >= self.num_layers]
-        if absent:
-            raise ValueError(
-                f"dual_attention_layers {absent}: num_layers is {self.num_layers}, so blocks are 0 to "
-                f"{self.num_layers - 1}"
-            )
-        return self
+from framer.config.lora import LoraConfig
+from framer.config.types import NonEmptyText, PositiveFloat, PositiveInt, one_or_more
 
 
 class ModelConfig(ConfigSection):
-    """The transformer and what it diffuses."""
+    """The model and what it diffuses."""
 
     pretrained: str | None = None
     """``base`` (the small model that ships with the package), a diffusers folder, or null: random weights."""
-    architecture: ArchitectureConfig = ArchitectureConfig()
+    architecture: Architecture = SD3Architecture()
     """Read only where ``pretrained`` is null."""
-    conditioning: Literal["concat"] = "concat"
-    """How the low-resolution image enters: joined to the noisy input by channels."""
+    conditioning: Literal["concat", "control_stream"] = "concat"
+    """How the low-resolution image enters: ``concat``, joined to the noisy input by channels; ``control_stream``, as a
+    second stream of image tokens (SD3 alone)."""
+    control_variant: Literal["r1", "v1"] = "r1"
+    """Whose keys the low-resolution tokens of ``control_stream`` have: their own, or, as DiT4SR's first weights were
+    trained, those of the noisy tokens."""
+    text_embeddings: str | None = None
+    """A safetensors file with ``prompt_embeds`` ``[T, D]`` and, where the model takes one, ``pooled_prompt_embeds``
+    ``[P]``, seen with every image, such as those of the empty text; null: ``text_tokens`` zeros."""
     text_tokens: PositiveInt = 1
-    """Text tokens; all zeros as long as there are no captions."""
-    trainable: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(_one_or_more)] = ["all"]
+    """Text tokens of zeros; not read where ``text_embeddings`` is given."""
+    trainable: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(one_or_more)] = ["all"]
     """Parameters that train, one or more of: ``all``; ``attention``, those of the blocks' attention; ``control``, those
     through which the low-resolution image enters; shell patterns of names, such as ``transformer_blocks.*.ff.*``."""
+    lora: LoraConfig | None = None
+    """Train adapters in the place of weights; null: train the weights that ``trainable`` selects."""
+    attention_backend: NonEmptyText | None = None
+    """What computes attention, as diffusers names it: ``native``, ``_native_math``, ``_native_flash``, ``flash``,
+    ``xformers`` ...; null: diffusers' default. One that cannot be used is refused."""
     compile_blocks: bool = False
-    """Compile each transformer block with ``torch.compile``; not in ZeRO stage 3."""
-    latents: Literal["pixel", "residual"] = "residual"
-    """What is diffused: ``pixel``, the image in [-1, 1]; ``residual``, the image minus the bicubic upscaling."""
+    """Compile each block with ``torch.compile``; not in ZeRO stage 3."""
+    latents: Literal["pixel", "residual", "vae"] = "residual"
+    """What is diffused: ``pixel``, the image in [-1, 1]; ``residual``, the image minus the bicubic upscaling; ``vae``,
+    the latents of an autoencoder."""
     latents_scale: PositiveFloat = 6.0
-    """Factor that brings the residual to about unit variance; ``pixel`` ignores it."""
+    """Factor that brings the residual to about unit variance; the others ignore it."""
+    vae: str | None = None
+    """The folder of a diffusers ``AutoencoderKL``, for ``latents: vae``; it stays frozen."""
+    vae_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the autoencoder."""
 
+    @model_validator(mode="after")
+    def _autoencoder_is_named(self) -> ModelConfig:
+        if self.latents == "vae" and self.vae is None:
+            raise ValueError("latents is vae, but vae, the autoencoder's folder, is not given")
+        if self.latents != "vae" and self.vae is not None:
+            raise ValueError(f"vae is given, but latents is {self.latents}; set latents to vae to use it")
+        return self
 
-class ObjectiveConfig(ConfigSection):
-    """Flow matching as Stable Diffusion 3 trains it (arXiv 2403.03206)."""
-
-    prediction_type: Literal["velocity", "sample"] = "velocity"
-    """What the model's output is: ``velocity``, noise minus clean sample, as SD3; ``sample``, the clean sample."""
-    target: Literal["velocity", "x0"] = "velocity"
-    """Where the squared error is measured: on the ``velocity``, or on the clean sample ``x0``."""
-    logit_mean: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """Mean of logit(sigma) before the shift."""
-    logit_std: PositiveFloat = 1.0
-    """Standard deviation of logit(sigma)."""
-    timestep_shift: PositiveFloat = 3.0
-    """SD3's resolution shift s: sigma -> s * sigma / (1 + (s - 1) * sigma), in training and inference."""
+    @model_validator(mode="after")
+    def _lora_says_what_trains(self) -> ModelConfig:
+        if self.lora is not None and self.trainable != ["all"]:
+            raise ValueError(
+                f"trainable {self.trainable} has no effect with lora, which trains its adapters and lora.train_also "
+                "alone; leave it out, and name the parameters that train beside the adapters in lora.train_also"
+            )
+        return self

@@ -12,7 +12,8 @@ from framer.config.distillation import FramerConfig
 from framer.config.distributed import DistributedConfig
 from framer.config.engine import ActivationCheckpointingConfig, DeepSpeedConfig, LossScalingConfig
 from framer.config.health import EmaConfig, HealthConfig
-from framer.config.model import ModelConfig, ObjectiveConfig
+from framer.config.model import ModelConfig
+from framer.config.objective import NUM_TRAIN_TIMESTEPS, ObjectiveConfig
 from framer.config.trackers import TrackersConfig
 from framer.config.types import Fraction, NonEmptyText, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -105,16 +106,18 @@ class TrainConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> TrainConfig:
-        patch = self.model.architecture.patch_size
-        if self.model.pretrained is None and self.data.crop_size % patch:
-            raise ValueError(
-                f"data.crop_size {self.data.crop_size} is not a multiple of model.architecture.patch_size {patch}"
-            )
-        for height, width in self.data.buckets:
-            if self.model.pretrained is None and (height % patch or width % patch):
+        architecture = self.model.architecture
+        if self.model.pretrained is None and self.model.latents != "vae" and architecture.type == "sd3":
+            patch = architecture.patch_size
+            if self.data.crop_size % patch:
                 raise ValueError(
-                    f"data.buckets: [{height}, {width}] is not a multiple of model.architecture.patch_size {patch}"
+                    f"data.crop_size {self.data.crop_size} is not a multiple of model.architecture.patch_size {patch}"
                 )
+            for height, width in self.data.buckets:
+                if height % patch or width % patch:
+                    raise ValueError(
+                        f"data.buckets: [{height}, {width}] is not a multiple of model.architecture.patch_size {patch}"
+                    )
         if self.evaluation.crop_size % self.data.scale:
             raise ValueError(
                 f"evaluation.crop_size {self.evaluation.crop_size} is not a multiple of data.scale {self.data.scale}"
@@ -135,6 +138,27 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 "model.compile_blocks with deepspeed.zero_stage 3: DeepSpeed gathers parameters between a block's "
                 "modules, so that hardly anything would be compiled; use stage 2, or do not compile"
+            )
+        objective, space = self.objective.type, self.framer.feature_space
+        if self.framer.enabled and space != "hidden" and objective != "flow_matching":
+            raise ValueError(
+                f"framer.feature_space {space} with objective.type {objective}: that space undoes the noise of flow "
+                "matching; set framer.feature_space to hidden"
+            )
+        if self.framer.enabled and self.framer.method == "sra" and objective != "flow_matching":
+            raise ValueError(
+                f"framer.method sra with objective.type {objective}: its teacher sees flow matching's noise at a lower "
+                "level; choose another method"
+            )
+        if objective == "one_step" and self.model.latents == "residual":
+            raise ValueError(
+                "objective.type one_step with model.latents residual: one step subtracts the model's output from the "
+                "low-resolution image's latents, and the residual has none; set model.latents to pixel"
+            )
+        if objective == "diffusion" and self.evaluation.num_inference_steps > NUM_TRAIN_TIMESTEPS:
+            raise ValueError(
+                f"evaluation.num_inference_steps {self.evaluation.num_inference_steps} exceeds the "
+                f"{NUM_TRAIN_TIMESTEPS} timesteps of objective.type diffusion"
             )
         if self.framer.enabled and self.framer.teacher == "ema" and self.training.ema.decay is None:
             raise ValueError(

@@ -20,3 +20,8 @@ def integer(value: object) -> object:
     if isinstance(value, bool | float):
         raise PydanticKnownError("int_type")
     return value
+
+
+def one_or_more(value: object) -> object:
+    """Takes one text where a list of them is meant."""
+    return [value] if isinstance(value, str) else value

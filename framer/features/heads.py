@@ -31,12 +31,12 @@ class FeatureHead(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.project = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         weight = torch.eye(out_channels)
         if in_channels != out_channels:
             weight = nn.init.orthogonal_(torch.empty(out_channels, in_channels), generator=generator)
-        with torch.no_grad():
-            self.project.weight.copy_(weight[:, :, None, None])
+        # On meta it draws nothing, so that a run's other random numbers stay what they are without heads.
+        self.project = nn.Conv2d(in_channels, out_channels, 1, bias=False, device="meta")
+        self.project.weight = nn.Parameter(weight[:, :, None, None].contiguous())
 
     def forward(self, feature: Tensor, teacher: Tensor) -> Tensor:
         """A student's map in the teacher's channels, size and dtype.
@@ -63,8 +63,11 @@ class FeatureHeads(nn.Module):
     """The heads of a model's students, one each.
 
     They start as the identity where student and teacher have as many channels, and else as an orthogonal matrix, which
-    keeps inner products as far as the channels allow: similarities and energies at the start are those of the features,
-    not of the draw.
+    keeps a map's inner products as far as the channels allow: the energies that FAW compares at first are about those
+    of the features.
+
+    An untrained head may leave its student's similarity to the teacher negative, where the gate FAM lets no gradient
+    through: such a student learns in the other band, from other samples, or once the teacher has moved.
 
     They train by the FRAMER loss alone, with the model, and learn part of the alignment in its place: a small loss by
     itself does not tell that the model's own features have become more like the teacher's. The paper's scheme has this;

@@ -172,13 +172,14 @@ class FeatureTap:
 
         return call
 
-    def _call_block(self, block: nn.Module, *args: Any) -> Any:
+    def _call_block(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert self._checkpoint is not None
-        number = self._numbers.get(id(block))
+        # PRX hands over a block's bound __call__ in place of the block.
+        number = self._numbers.get(id(getattr(block, "__self__", block)))
         if number is None:  # something else that the model recomputes, such as a refiner of the text
-            return self._checkpoint(block, *args)
+            return self._checkpoint(block, *args, **kwargs)
         self._called_by_checkpoint.add(number)
-        output = self._checkpoint(block, *args)
+        output = self._checkpoint(block, *args, **kwargs)
         self._record(number, output)
         return output
 

@@ -1,22 +1,19 @@
-"""Sampling the flow from noise to a high-resolution image, given the low-resolution one."""
+"""From a low-resolution image to a high-resolution one, tile by tile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from framer.inference.tiling import blend_tiles
 from framer.models.latents import LatentSpace
-from framer.objectives import NUM_TRAIN_TIMESTEPS
-from framer.seeding import normal_per_sample
+from framer.objectives import Objective
 
-VelocityModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(sample [B, C, H, W], upsampled [B, 3, H, W], timesteps [B]) -> velocity [B, C, H, W]``."""
+TiledModel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(sample [b, C, h, w], reference [b, C', h, w], timesteps [b] float32) -> output [b, C, h, w]``."""
 
 
 @dataclass(frozen=True)
@@ -24,22 +21,22 @@ class Restorer:
     """Turns bicubically upscaled images into restored ones.
 
     Args:
-        velocity: The model.
+        model: Runs the model on tiles.
         latents: The space it diffuses.
-        tile: Height and width of a tile, in pixels; the size the model was trained at.
+        objective: What it was trained on, which knows how to sample it.
+        tile: Height and width of a tile of latents; the size the model was trained at.
         tile_overlap: Part of a tile that its neighbour covers too.
-        patch_size: The model's patch size; image sizes must be multiples of it.
-        num_inference_steps: Euler steps.
-        timestep_shift: SD3's resolution shift, that of training.
+        multiple: Heights and widths of latents must be multiples of it, the patch size for example.
+        num_inference_steps: Sampling steps.
     """
 
-    velocity: VelocityModel
+    model: TiledModel
     latents: LatentSpace
+    objective: Objective
     tile: int
     tile_overlap: float
-    patch_size: int
+    multiple: int
     num_inference_steps: int
-    timestep_shift: float
 
     @torch.no_grad()
     def __call__(self, upsampled: Tensor, *, seed: int) -> Tensor:
@@ -54,29 +51,29 @@ class Restorer:
             ``[B, 3, H, W]`` float32 in [-1, 1].
 
         Raises:
-            ValueError: H or W is not a multiple of the patch size.
+            ValueError: The latents' height or width is not a multiple of ``multiple``.
         """
-        size, _, height, width = upsampled.shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}")
-        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.timestep_shift)
-        # Evenly spaced from 1; the scheduler's own spacing would spend its last step next to zero.
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / self.num_inference_steps, self.num_inference_steps))
-        channels = self.latents.channels
-        shape = (channels, height, width)
-        sample = normal_per_sample(shape, list(range(size)), seed, "initial noise").to(upsampled.device)
-        for timestep in scheduler.timesteps:
+        reference, channels = self.latents.reference(upsampled), self.latents.shape.channels
+        height, width = reference.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            pixels = self.multiple * self.latents.shape.downscale
+            raise ValueError(
+                f"image size {upsampled.shape[2]}x{upsampled.shape[3]} is not a multiple of {pixels} pixels"
+            )
 
-            def velocity_of_tiles(tiles: Tensor, timestep: Tensor = timestep) -> Tensor:
+        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+            def of_tiles(tiles: Tensor) -> Tensor:
+                noisy, known = tiles[:, :channels], tiles[:, channels:]
                 timesteps = timestep.to(tiles.device, torch.float32).expand(tiles.shape[0])
-                return self.velocity(tiles[:, :channels], tiles[:, channels:], timesteps)
+                return self.objective.prediction(self.model(noisy, known, timesteps), noisy, timesteps)
 
-            velocity = blend_tiles(
-                velocity_of_tiles,
-                torch.cat([sample, upsampled], dim=1),
+            return blend_tiles(
+                of_tiles,
+                torch.cat([sample, reference], dim=1),
                 tile=self.tile,
                 overlap=int(self.tile * self.tile_overlap),
-                multiple=self.patch_size,
+                multiple=self.multiple,
             )
-            sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
+
+        sample = self.objective.sample(predict, reference, channels=channels, steps=self.num_inference_steps, seed=seed)
         return self.latents.decode(sample, upsampled)

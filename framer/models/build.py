@@ -1,67 +1,71 @@
-"""Building the transformer that a configuration asks for."""
+"""Building the model that a configuration asks for."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from framer.config.model import ModelConfig
-from framer.errors import UserError
+from framer.errors import ConfigError, UserError
+from framer.models.backbones import Backbone, InputChannels, backbone_for, model_class
 from framer.models.conditioning import expand_input_channels
-from framer.models.latents import build_latents
-from framer.models.modulewise import check_names, fill_modules, filler_from, large_parameters_on_meta, load_buffers
+from framer.models.folders import class_in_folder, pretrained_folder, read_model_config
+from framer.models.latents import LatentShape, latent_shape
+from framer.models.lora import add_lora
+from framer.models.modulewise import (
+    check_names,
+    draw,
+    fill_modules,
+    filler_from,
+    large_parameters_on_meta,
+    load_buffers,
+)
+from framer.models.trainable import trainable_parameters
 from framer.models.weights import WEIGHTS_FILE, has_weights, open_weights
 from framer.seeding import derived_seed
 
-BASE_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "base"
-CONFIG_FILE = "config.json"
-PATCH_PROJECTION = "pos_embed.proj"
-_MODULATIONS = re.compile(r"(^norm_out\.linear|^proj_out|\.norm1\.linear|\.norm1_context\.linear)$")
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
-def pretrained_folder(config: ModelConfig) -> Path | None:
-    """The folder that ``model.pretrained`` names; None for random weights."""
-    if config.pretrained is None:
-        return None
-    return BASE_FOLDER if config.pretrained == "base" else Path(config.pretrained).expanduser()
-
-
-def build_transformer(config: ModelConfig, *, seed: int) -> SD3Transformer2DModel:
-    """Builds the transformer in float32 on the CPU, conditioned on the low-resolution image.
+def build_model(config: ModelConfig, *, seed: int) -> ModelMixin:
+    """Builds the model in float32 on the CPU, conditioned on the low-resolution image.
 
     The global random state stays as it was.
 
     Args:
-        config: Pretrained folder or architecture, conditioning and latent space.
+        config: Pretrained folder or architecture, conditioning, latent space and adapters.
         seed: Seed of random weights.
 
     Raises:
-        UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels.
+        UserError: The pretrained folder is missing, incomplete, damaged or of another class, or has other channels; or
+            adapters match no layer, or leave the low-resolution image without a way into the model.
     """
-    folder = pretrained_folder(config)
+    backbone, folder, shape = backbone_for(config), pretrained_folder(config), latent_shape(config)
     with _random_state_of_weights(seed):
         if folder is None:
-            model = _new_transformer(config)
+            model = _new_model(backbone, config, shape)
             for name, module in model.named_modules():
-                _start_as_dit(name, module)
-            _embed_patches_as_dit(model)
+                if backbone.drawn_by_name:
+                    _draw_by_name(name, module, seed)
+                backbone.start_module(name, module)
+            backbone.start_model(model)
         else:
-            model = _load_transformer(folder)
-    _fit_channels(model, config)
+            model = backbone.adopt(_load_model(model_class(class_in_folder(folder)), folder), config)
+    widened = _fit_channels(model, backbone, config, shape)
+    _add_adapters(model, backbone, config, seed=seed, widened=widened)
     return model
 
 
-def build_transformer_by_module(
+def build_model_by_module(
     config: ModelConfig, *, seed: int, fill: bool, place: Callable[[nn.Module], None]
-) -> SD3Transformer2DModel:
-    """Builds what :func:`build_transformer` builds, with one module's parameters at a time in memory.
+) -> ModelMixin:
+    """Builds what :func:`build_model` builds, with one module's parameters at a time in memory.
 
     Args:
         config: As there.
@@ -72,25 +76,58 @@ def build_transformer_by_module(
     Raises:
         UserError: As there.
     """
-    folder = pretrained_folder(config)
+    backbone, folder, shape = backbone_for(config), pretrained_folder(config), latent_shape(config)
+    kept = backbone.input_projection
     with ExitStack() as stack:
         stack.enter_context(_random_state_of_weights(seed))
         if folder is None:
             with large_parameters_on_meta():
-                model = _new_transformer(config)
-            fill_modules(model, _draw if fill else None, place, kept=PATCH_PROJECTION)
+                model = _new_model(backbone, config, shape)
+
+            def start(name: str, module: nn.Module) -> None:
+                if backbone.drawn_by_name:
+                    _draw_by_name(name, module, seed)
+                else:
+                    draw(module)
+                backbone.start_module(name, module)
+
+            fill_modules(model, start if fill else None, place, kept=kept)
             if fill:
-                _embed_patches_as_dit(model)
+                backbone.start_model(model)
         else:
-            _check_folder(folder)
+            _check_weights(folder)
             with large_parameters_on_meta():
-                model = SD3Transformer2DModel.from_config(_read_json(folder / CONFIG_FILE))
+                settings = backbone.folder_settings(read_model_config(folder), config)
+                model = backbone.model_class.from_config(settings)
             reader = stack.enter_context(open_weights(folder))
-            check_names(model, reader, folder)
+            added = frozenset(filter(backbone.is_added, model.state_dict())) - reader.names
+            check_names(model, reader, folder, added=added)
             load_buffers(model, reader)
-            fill_modules(model, filler_from(reader) if fill else None, place, kept=PATCH_PROJECTION)
-        _fit_channels(model, config)
-        place(model.get_submodule(PATCH_PROJECTION))
+            sources = {name: backbone.source_of_added(name) for name in added}
+            fill_modules(model, filler_from(reader, sources) if fill else None, place, kept=kept)
+        widened = _fit_channels(model, backbone, config, shape)
+        projection = model.get_submodule(kept)
+        for module in (projection, *_add_adapters(model, backbone, config, seed=seed, widened=widened)):
+            place(module)
+    return model
+
+
+def build_model_without_weights(config: ModelConfig) -> ModelMixin:
+    """The model of :func:`build_model` for the device ``meta``: a pretrained folder's weights are not read.
+
+    Raises:
+        UserError: The pretrained folder's ``config.json`` is missing, damaged or does not fit.
+    """
+    backbone, folder, shape = backbone_for(config), pretrained_folder(config), latent_shape(config)
+    if folder is None:
+        model = _new_model(backbone, config, shape)
+    else:
+        try:
+            model = backbone.model_class.from_config(backbone.folder_settings(read_model_config(folder), config))
+        except Exception as error:  # whatever wrong settings make a model raise
+            raise UserError(f"model.pretrained: cannot plan the model of {folder}: {error}") from error
+    widened = _fit_channels(model, backbone, config, shape)
+    _add_adapters(model, backbone, config, seed=0, widened=widened)
     return model
 
 
@@ -101,86 +138,70 @@ def _random_state_of_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def _fit_channels(model: SD3Transformer2DModel, config: ModelConfig) -> None:
-    latents = build_latents(config)
-    channels, conditioned = latents.channels, latents.channels + latents.condition_channels
+def _fit_channels(model: ModelMixin, backbone: Backbone, config: ModelConfig, shape: LatentShape) -> bool:
+    """Gives the model the inputs of the low-resolution image; whether it had none."""
+    if not backbone.condition_joins_input and shape.condition_channels != shape.channels:
+        raise ConfigError(
+            f"model.conditioning={config.conditioning} needs the low-resolution image as latents like the noisy ones; "
+            f"model.latents={config.latents} gives {shape.condition_channels} channels beside {shape.channels}; "
+            "expected vae or pixel"
+        )
+    channels, space = shape.channels, f"model.latents={config.latents}"
+    conditioned = channels + (shape.condition_channels if backbone.condition_joins_input else 0)
     if int(model.config.out_channels) != channels:
         raise UserError(
-            f"model.pretrained: the model predicts {model.config.out_channels} channels; "
-            f"model.latents={config.latents} needs {channels}"
+            f"model.pretrained: the model predicts {model.config.out_channels} channels; {space} needs {channels}"
         )
     if int(model.config.in_channels) not in (channels, conditioned):
+        joined = "" if conditioned == channels else f", or {conditioned} with the low-resolution image"
         raise UserError(
-            f"model.pretrained: the model takes {model.config.in_channels} input channels; model.latents="
-            f"{config.latents} needs {channels}, or {conditioned} with the low-resolution image"
+            f"model.pretrained: the model takes {model.config.in_channels} input channels; {space} needs "
+            f"{channels}{joined}"
         )
-    expand_input_channels(model, conditioned)
+    widened = int(model.config.in_channels) < conditioned
+    expand_input_channels(model, backbone.input_projection, conditioned)
+    return widened
 
 
-def _new_transformer(config: ModelConfig) -> SD3Transformer2DModel:
-    architecture, latents = config.architecture, build_latents(config)
-    return SD3Transformer2DModel(
-        sample_size=architecture.patch_size * architecture.pos_embed_max_size // 2,
-        patch_size=architecture.patch_size,
-        in_channels=latents.channels + latents.condition_channels,
-        out_channels=latents.channels,
-        num_layers=architecture.num_layers,
-        num_attention_heads=architecture.num_attention_heads,
-        attention_head_dim=architecture.attention_head_dim,
-        joint_attention_dim=architecture.joint_attention_dim,
-        caption_projection_dim=architecture.num_attention_heads * architecture.attention_head_dim,
-        pooled_projection_dim=architecture.pooled_projection_dim,
-        pos_embed_max_size=architecture.pos_embed_max_size,
-        qk_norm=architecture.qk_norm,
-        dual_attention_layers=tuple(architecture.dual_attention_layers),
-    )
+def _add_adapters(
+    model: ModelMixin, backbone: Backbone, config: ModelConfig, *, seed: int, widened: bool
+) -> tuple[nn.Module, ...]:
+    """Adds what ``model.lora`` asks for; the new modules with parameters."""
+    if config.lora is None:
+        return ()
+    adapters = add_lora(model, config.lora, seed=seed)
+    projection = backbone.input_projection
+    if widened and not any(name.startswith(projection) for name in trainable_parameters(model, config)):
+        raise ConfigError(
+            f"model.lora: {config.pretrained} has no inputs for the low-resolution image; it gets them with weights of "
+            "zero, which would not train, so that the image would never count: add control to model.lora.train_also, "
+            f"or {projection} to model.lora.target_modules"
+        )
+    return adapters
 
 
-# DiT's start (arXiv 2212.09748), which diffusers leaves out: adaLN-Zero, and patches embedded as by a linear layer.
-@torch.no_grad()
-def _start_as_dit(name: str, module: nn.Module) -> None:
-    if isinstance(module, nn.Linear) and _MODULATIONS.search(name):
-        module.weight.zero_()
-        module.bias.zero_()
+def _new_model(backbone: Backbone, config: ModelConfig, shape: LatentShape) -> ModelMixin:
+    channels = InputChannels(shape.channels, shape.condition_channels)
+    return backbone.model_class(**backbone.settings(config, channels))
 
 
-@torch.no_grad()
-def _embed_patches_as_dit(model: SD3Transformer2DModel) -> None:
-    projection = model.get_submodule(PATCH_PROJECTION)
-    nn.init.xavier_uniform_(projection.weight.flatten(1))
-    projection.bias.zero_()
+def _draw_by_name(name: str, module: nn.Module, seed: int) -> None:
+    torch.manual_seed(derived_seed(seed, "weights", name))
+    draw(module)
 
 
-def _draw(name: str, module: nn.Module) -> None:
-    """Random weights as the module draws them when it is made; those without this method have theirs already."""
-    draw = getattr(module, "reset_parameters", None)
-    if draw is not None:
-        draw()
-    _start_as_dit(name, module)
-
-
-def _check_folder(folder: Path) -> None:
-    for name, there in (
-        (CONFIG_FILE, (folder / CONFIG_FILE).is_file()),
-        (WEIGHTS_FILE, has_weights(folder)),
-    ):
-        if not there:
-            raise UserError(
-                f"model.pretrained: {folder / name} not found; expected 'base' or a folder written by diffusers' "
-                "save_pretrained"
-            )
-    trained_class = _read_json(folder / CONFIG_FILE).get("_class_name")
-    if trained_class != SD3Transformer2DModel.__name__:
+def _check_weights(folder: Path) -> None:
+    if not has_weights(folder):
         raise UserError(
-            f"model.pretrained: {folder} holds {trained_class or 'no diffusers model'}; expected "
-            f"{SD3Transformer2DModel.__name__}"
+            f"model.pretrained: {folder / WEIGHTS_FILE} not found; expected 'base' or a folder written by diffusers' "
+            "save_pretrained"
         )
 
 
-def _load_transformer(folder: Path) -> SD3Transformer2DModel:
-    _check_folder(folder)
+def _load_model(cls: type[ModelMixin], folder: Path) -> ModelMixin:
+    _check_weights(folder)
     try:
-        model, loaded = SD3Transformer2DModel.from_pretrained(
+        model, loaded = cls.from_pretrained(
             folder,
             torch_dtype=torch.float32,
             local_files_only=True,
@@ -198,13 +219,3 @@ def _load_transformer(folder: Path) -> SD3Transformer2DModel:
                 f"such as {names[0]}"
             )
     return model
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.pretrained: {path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"model.pretrained: {path} is damaged: expected an object, got {type(content).__name__}")
-    return content

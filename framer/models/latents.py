@@ -2,22 +2,86 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from framer.config.model import ModelConfig
+from framer.errors import UserError
+from framer.models.folders import read_model_config
+from framer.models.weights import WEIGHTS_FILE, has_weights
+from framer.seeding import normal_per_sample
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 DETAIL_WINDOW = 9
 """Height and width of the local mean, in pixels: about two low-resolution pixels at scale 4."""
 
 
-@dataclass(frozen=True)
-class LatentSpace:
+class LatentShape(NamedTuple):
+    """Sizes of a latent space."""
+
+    channels: int
+    """Of the latents."""
+    reference_channels: int
+    """Of what is known of the image at the latents' resolution."""
+    condition_channels: int
+    """Of what the model sees of that."""
+    downscale: int
+    """Pixels a side of one latent pixel."""
+
+
+class LatentSpace(ABC):
     """Maps images to what the model diffuses and back.
+
+    Attributes:
+        shape: Sizes.
+    """
+
+    shape: LatentShape
+
+    @abstractmethod
+    def encode(self, image: Tensor, upsampled: Tensor, *, indices: Sequence[int], seed: int) -> Tensor:
+        """Latents ``[B, C, h, w]`` float32 of ``image`` ``[B, 3, H, W]`` in [-1, 1].
+
+        Args:
+            image: The high-resolution image.
+            upsampled: Its low-resolution version, bicubically upscaled to the same size.
+            indices: The samples' indices, length B; where latents are drawn, the draws depend on them and ``seed``.
+            seed: Seed of the draws.
+        """
+
+    @abstractmethod
+    def reference(self, upsampled: Tensor) -> Tensor:
+        """What is known of the image at the latents' resolution, ``[B, reference_channels, h, w]``.
+
+        Args:
+            upsampled: The low-resolution image, bicubically upscaled, ``[B, 3, H, W]`` in [-1, 1].
+        """
+
+    @abstractmethod
+    def condition(self, reference: Tensor) -> Tensor:
+        """What the model sees of the low-resolution image, ``[B, condition_channels, h, w]``.
+
+        Args:
+            reference: As :meth:`reference` gives it, whole or a tile.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
+        """Image ``[B, 3, H, W]``, clamped to [-1, 1]; the inverse of :meth:`encode`. Differentiable."""
+
+
+@dataclass(frozen=True)
+class ImageLatents(LatentSpace):
+    """Images themselves.
 
     ``pixel`` diffuses the image itself. ``residual`` diffuses ``scale * (image - upsampled)``, what the bicubic
     upscaling lacks (as SRDiff, arXiv 2104.14951): a model that predicts zero already equals bicubic.
@@ -29,43 +93,135 @@ class LatentSpace:
 
     kind: Literal["pixel", "residual"] = "residual"
     scale: float = 6.0
-    channels: int = 3
-
-    def encode(self, image: Tensor, upsampled: Tensor) -> Tensor:
-        """Latents ``[B, C, H, W]`` of ``image`` ``[B, 3, H, W]`` in [-1, 1].
-
-        Args:
-            image: The high-resolution image.
-            upsampled: Its low-resolution version, bicubically upscaled to the same size.
-        """
-        return (image - upsampled) * self.scale if self.kind == "residual" else image
 
     @property
-    def condition_channels(self) -> int:
-        """Channels of :meth:`condition`."""
-        return 6 if self.kind == "residual" else 3
+    def shape(self) -> LatentShape:  # type: ignore[override]
+        """Three channels, as large as the image; the condition of ``residual`` has six."""
+        return LatentShape(3, 3, 6 if self.kind == "residual" else 3, 1)
 
-    def condition(self, upsampled: Tensor) -> Tensor:
-        """What the model sees of the low-resolution image, ``[B, condition_channels, H, W]``.
+    def encode(self, image: Tensor, upsampled: Tensor, *, indices: Sequence[int] = (), seed: int = 0) -> Tensor:
+        """The image or the residual; nothing is drawn."""
+        return (image - upsampled) * self.scale if self.kind == "residual" else image
 
-        The upscaled image; for ``residual`` also its own detail, the difference to its local mean, on the scale of the
-        latents. In the image itself this detail, from which the residual is to be guessed, is small against the mean
-        colour and against the noise beside it, and a small model learns to use it only late.
+    def reference(self, upsampled: Tensor) -> Tensor:
+        """The upscaled image itself."""
+        return upsampled
 
-        Args:
-            upsampled: The low-resolution image, bicubically upscaled, ``[B, 3, H, W]`` in [-1, 1].
+    def condition(self, reference: Tensor) -> Tensor:
+        """The upscaled image; for ``residual`` also its own detail.
+
+        That is the difference to its local mean, on the scale of the latents. In the image itself this detail, from
+        which the residual is to be guessed, is small against the mean colour and against the noise beside it, and a
+        small model learns to use it only late.
         """
         if self.kind == "pixel":
-            return upsampled
-        mean = F.avg_pool2d(upsampled, DETAIL_WINDOW, 1, DETAIL_WINDOW // 2, count_include_pad=False)
-        return torch.cat([upsampled, self.scale * (upsampled - mean)], dim=1)
+            return reference
+        mean = F.avg_pool2d(reference, DETAIL_WINDOW, 1, DETAIL_WINDOW // 2, count_include_pad=False)
+        return torch.cat([reference, self.scale * (reference - mean)], dim=1)
 
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
-        """Image ``[B, 3, H, W]``, clamped to [-1, 1]; the inverse of :meth:`encode`."""
+        """The latents, or the upscaled image with the residual added."""
         image = upsampled + latents / self.scale if self.kind == "residual" else latents
         return image.clamp(-1, 1)
 
 
-def build_latents(config: ModelConfig) -> LatentSpace:
-    """The space that ``model.latents`` names."""
-    return LatentSpace(config.latents, config.latents_scale if config.latents == "residual" else 1.0)
+class VaeLatents(LatentSpace):
+    """Latents of a frozen autoencoder, shifted and scaled as its config says.
+
+    Args:
+        vae: The autoencoder; put into evaluation mode and frozen.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.shape = _vae_shape(dict(vae.config))
+        self._scale = float(vae.config.scaling_factor)
+        self._shift = float(vae.config.get("shift_factor") or 0.0)
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, upsampled: Tensor, *, indices: Sequence[int], seed: int) -> Tensor:
+        """A draw from the autoencoder's posterior."""
+        posterior = self.vae.encode(image.to(self.vae.dtype)).latent_dist
+        noise = normal_per_sample(posterior.mean.shape[1:], list(indices), seed, "posterior").to(image.device)
+        return self._scaled(posterior.mean.float() + posterior.std.float() * noise)
+
+    @torch.no_grad()
+    def reference(self, upsampled: Tensor) -> Tensor:
+        """The posterior's mean of the upscaled image."""
+        return self._scaled(self.vae.encode(upsampled.to(self.vae.dtype)).latent_dist.mean.float())
+
+    def condition(self, reference: Tensor) -> Tensor:
+        """The latents of the upscaled image."""
+        return reference
+
+    def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
+        """The decoded image."""
+        image: Tensor = self.vae.decode((latents / self._scale + self._shift).to(self.vae.dtype)).sample
+        return image.float().clamp(-1, 1)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return (latents - self._shift) * self._scale
+
+
+def latent_shape(config: ModelConfig) -> LatentShape:
+    """Sizes of the space that ``model.latents`` names, without reading weights.
+
+    Raises:
+        UserError: The autoencoder's folder is missing, damaged or of another class.
+    """
+    if config.latents != "vae":
+        return _image_latents(config).shape
+    return _vae_shape(_vae_config(config))
+
+
+def build_latents(config: ModelConfig, device: torch.device) -> LatentSpace:
+    """The space that ``model.latents`` names.
+
+    Args:
+        config: Names it.
+        device: Where an autoencoder goes; on ``meta`` its weights are not read.
+
+    Raises:
+        UserError: The autoencoder's folder is missing, incomplete, damaged or of another class.
+    """
+    if config.latents != "vae":
+        return _image_latents(config)
+    from diffusers import AutoencoderKL
+
+    settings, folder = _vae_config(config), _vae_folder(config)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.vae_precision]
+    if device.type == "meta":
+        with device:
+            return VaeLatents(AutoencoderKL.from_config(settings).to(dtype))
+    if not has_weights(folder):
+        raise UserError(f"model.vae: {folder / WEIGHTS_FILE} not found; expected a folder written by save_pretrained")
+    try:
+        vae = AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+    except Exception as error:  # whatever a damaged file makes diffusers raise
+        raise UserError(f"model.vae: cannot load {folder}: {type(error).__name__}: {error}") from error
+    return VaeLatents(vae.to(device))
+
+
+def _image_latents(config: ModelConfig) -> ImageLatents:
+    assert config.latents != "vae"
+    return ImageLatents(config.latents, config.latents_scale if config.latents == "residual" else 1.0)
+
+
+def _vae_folder(config: ModelConfig) -> Path:
+    assert config.vae is not None
+    return Path(config.vae).expanduser()
+
+
+def _vae_config(config: ModelConfig) -> dict[str, object]:
+    folder = _vae_folder(config)
+    settings = read_model_config(folder, key="model.vae")
+    if settings.get("_class_name") != "AutoencoderKL":
+        raise UserError(f"model.vae: {folder} holds {settings.get('_class_name')}; expected AutoencoderKL")
+    return settings
+
+
+def _vae_shape(settings: dict[str, object]) -> LatentShape:
+    channels, stages = settings.get("latent_channels"), settings.get("block_out_channels")
+    if not isinstance(channels, int) or not isinstance(stages, list | tuple):
+        raise UserError("model.vae: config.json lacks latent_channels or block_out_channels")
+    return LatentShape(channels, channels, channels, 2 ** (len(stages) - 1))

@@ -7,7 +7,8 @@ the model built at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,13 +59,32 @@ def fill_modules(model: nn.Module, fill: Fill | None, place: Place, *, kept: str
             place(module)
 
 
-def filler_from(reader: WeightReader) -> Fill:
-    """Fills modules with a folder's weights, in the parameters' dtype."""
+def draw(module: nn.Module) -> None:
+    """Random weights as the module draws them when it is made; those without this method have theirs already."""
+    reset = getattr(module, "reset_parameters", None)
+    if reset is not None:
+        reset()
+
+
+def filler_from(reader: WeightReader, added: Mapping[str, str | None] | None = None) -> Fill:
+    """Fills modules with a folder's weights, in the parameters' dtype.
+
+    Args:
+        reader: The folder's weights.
+        added: For parameters that are not in the folder, the one there that they start as a copy of, or None where they
+            start as their module draws them.
+    """
+    sources = added or {}
 
     @torch.no_grad()
     def fill(name: str, module: nn.Module) -> None:
         for key, parameter in module.named_parameters(recurse=False):
-            _copy(parameter, reader.read(f"{name}.{key}"), f"{name}.{key}")
+            own = f"{name}.{key}"
+            source = sources.get(own, own)
+            if source is None:
+                draw(module)
+                return
+            _copy(parameter, reader.read(source), own)
 
     return fill
 
@@ -77,14 +97,14 @@ def load_buffers(model: nn.Module, reader: WeightReader) -> None:
             _copy(buffer, reader.read(name), name)
 
 
-def check_names(model: nn.Module, reader: WeightReader, folder: Path) -> None:
-    """Compares the folder's weights with the model's.
+def check_names(model: nn.Module, reader: WeightReader, folder: Path, *, added: AbstractSet[str] = frozenset()) -> None:
+    """Compares the folder's weights with the model's; those ``added`` need not be there.
 
     Raises:
         UserError: Some are missing, or have no place in the model.
     """
     wanted = set(model.state_dict())
-    for what, names in (("missing", wanted - reader.names), ("unexpected", reader.names - wanted)):
+    for what, names in (("missing", wanted - reader.names - added), ("unexpected", reader.names - wanted)):
         if names:
             raise UserError(
                 f"model.pretrained: the weights in {folder} do not fit config.json: {len(names)} {what} weights, such "

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from framer.config.training import TrainConfig
 from framer.errors import ConfigError, UserError
-from framer.models.latents import build_latents
 
 RESTORATION_FILE = "restoration.json"
 # A model means something else under another value of these; the tile and the shift may change.
@@ -15,26 +14,28 @@ _FIXED = {
     "latents": "model.latents",
     "latents_scale": "model.latents_scale",
     "conditioning": "model.conditioning",
-    "prediction_type": "objective.prediction_type",
     "scale": "data.scale",
     "text_tokens": "model.text_tokens",
+    "objective": "objective.type",
 }
-_ADDED_LATER = {"text_tokens": 1}
+_OBJECTIVE_FIXED = ("prediction_type", "zero_terminal_snr", "timestep")
+"""Those of the objective's own settings that are fixed likewise; which there are depends on its type."""
+_ADDED_LATER = {"text_tokens": 1, "objective": "flow_matching"}
 """What a folder means that was exported before there was such a setting."""
 
 
 def restoration_settings(config: TrainConfig) -> dict[str, str | int | float]:
     """The settings that an export carries."""
-    latents = build_latents(config.model)
+    model = config.model
     return {
-        "latents": latents.kind,
-        "latents_scale": latents.scale,
+        "latents": model.latents,
+        "latents_scale": model.latents_scale if model.latents == "residual" else 1.0,
         "conditioning": config.model.conditioning,
         "scale": config.data.scale,
         "text_tokens": config.model.text_tokens,
         "tile": config.data.crop_size,
-        "prediction_type": config.objective.prediction_type,
-        "timestep_shift": config.objective.timestep_shift,
+        "objective": config.objective.type,
+        **config.objective.sampling_settings(),
     }
 
 
@@ -50,10 +51,14 @@ def check_restoration(folder: Path, config: TrainConfig) -> None:
         return
     try:
         trained = {**_ADDED_LATER, **json.loads(path.read_text(encoding="utf-8"))}
+        wanted = restoration_settings(config)
+        compared = dict(_FIXED)
+        if trained["objective"] == wanted["objective"]:
+            compared |= {name: f"objective.{name}" for name in _OBJECTIVE_FIXED if name in wanted}
         differing = [
-            f"{key}={wanted} (trained with {trained[name]})"
-            for name, key in _FIXED.items()
-            if trained[name] != (wanted := restoration_settings(config)[name])
+            f"{key}={wanted[name]} (trained with {trained[name]})"
+            for name, key in compared.items()
+            if trained[name] != wanted[name]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"model.pretrained: {path} is damaged: {error!r}") from None

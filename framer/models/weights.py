@@ -53,7 +53,7 @@ class WeightReader:
 
 @contextmanager
 def open_weights(folder: Path) -> Iterator[WeightReader]:
-    """Opens a folder's weights.
+    """Opens a folder's weights, or one safetensors file.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -70,6 +70,8 @@ def open_weights(folder: Path) -> Iterator[WeightReader]:
 
 
 def _files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
     index = folder / INDEX_FILE
     if not index.is_file():
         return [folder / WEIGHTS_FILE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,15 @@ from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer
 from framer.features import adapter_for
-from framer.planning.attention import fused_attention
+from framer.models.latents import VaeLatents
+from framer.models.restoration_model import RestorationModel
+from framer.planning.attention import planned_attention
 from framer.planning.flops import operator_flops
-from framer.planning.model import META, crop_sizes, meta_encoder, meta_transformer
+from framer.planning.model import META, crop_sizes, meta_encoder, meta_model
 from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
 from framer.planning.storages import PeakMemory
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.forward import ForwardPass
-
-if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
 
 OPERATORS: Final = "operators"
 BACKWARD: Final = "backward"
@@ -97,7 +96,7 @@ class MicroStep(NamedTuple):
         parameters: In the model's order.
         blocks: Names of the model's blocks.
         module_parameters: For every module, in the order of ``named_modules``, indices of its own parameters.
-        buffer_bytes: Of the model's buffers, and of the encoder of method ``repa``.
+        buffer_bytes: Of the model's buffers, of the frozen autoencoder, and of the encoder of method ``repa``.
         host_bytes: The most that activations took in the host's memory.
         flops: By part; not told apart, and zero, where parameters are partitioned.
         features: What FRAMER compares.
@@ -183,14 +182,18 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     Raises:
         UserError: The model cannot be planned.
     """
-    model = meta_transformer(config, with_projectors=True)
+    model = meta_model(config, with_heads=True)
     enable_activation_checkpointing(model, config.training.activation_checkpointing)
     encoder = meta_encoder(config.framer)
     framer: Framer | None = None
     if config.framer.enabled:
-        framer = Framer(model, config.framer, prediction_type=config.objective.prediction_type, encoder=encoder)
+        framer = Framer(model, config.framer, prediction_type=config.objective.feature_prediction, encoder=encoder)
+    restoration = RestorationModel(model, config.model, META)
+    frozen: list[Tensor] = []
+    for module in (encoder, restoration.latents.vae if isinstance(restoration.latents, VaeLatents) else None):
+        if module is not None:
+            frozen += [*module.parameters(), *module.buffers()]
     memory = _Recorder()
-    frozen = () if encoder is None else (*encoder.parameters(), *encoder.buffers())
     for tensor in (*model.parameters(), *model.buffers(), *frozen):
         memory.leave_out(tensor)
     for index, parameter in enumerate(model.parameters()):
@@ -199,8 +202,8 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     if partitioned:
         PartitioningEvents(memory.event).watch(model)
     linear: AbstractContextManager[None] = memory_efficient_linear() if partitioned else nullcontext()
-    with fused_attention(), linear, memory:
-        _run(model, framer, config, memory)
+    with planned_attention(config.model), linear, memory:
+        _run(restoration, framer, config, memory)
     return MicroStep(
         moments=tuple(memory.moments),
         parameters=tuple(ParameterSize(n, p.numel(), p.requires_grad) for n, p in model.named_parameters()),
@@ -213,8 +216,8 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     )
 
 
-def _run(model: SD3Transformer2DModel, framer: Framer | None, config: TrainConfig, memory: _Recorder) -> None:
-    losses = ForwardPass(model, config, framer, META).losses(model, _batch(config))
+def _run(model: RestorationModel, framer: Framer | None, config: TrainConfig, memory: _Recorder) -> None:
+    losses = ForwardPass(model, config, framer).losses(model.model, _batch(config))
     loss = losses.noise + losses.framer
     memory.event(BACKWARD)
     loss.backward()  # type: ignore[no-untyped-call]

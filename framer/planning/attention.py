@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
+from framer.config.model import ModelConfig
 from framer.patching import replaced
+
+KEEPS_SCORES = "_native_math"
+"""The backend that keeps all scores on every device."""
+
+
+def planned_attention(config: ModelConfig) -> AbstractContextManager[None]:
+    """Attention as ``model.attention_backend`` computes it, as to what it keeps."""
+    return nullcontext() if config.attention_backend == KEEPS_SCORES else fused_attention()
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from torch.utils.flop_counter import flop_registry
 
 import framer_kernels  # noqa: F401 - declares its operators
 from framer.config.training import TrainConfig
-from framer.models.conditioning import model_inputs
-from framer.models.latents import build_latents
+from framer.models.restoration_model import RestorationModel
 from framer.planning.attention import fused_attention
-from framer.planning.model import META, crop_sizes, meta_transformer
+from framer.planning.model import META, crop_sizes, meta_model
 
 aten = torch.ops.aten
 
@@ -109,14 +108,16 @@ def model_flops_per_sample(config: TrainConfig) -> float:
     Raises:
         UserError: ``model.pretrained`` names a folder whose architecture cannot be read.
     """
-    model = meta_transformer(config)
-    latents, sizes, dtype = build_latents(config.model), crop_sizes(config.data), next(model.parameters()).dtype
+    model = meta_model(config)
+    restoration, sizes = RestorationModel(model, config.model, META), crop_sizes(config.data)
+    shape = restoration.latents.shape
     with torch.no_grad(), fused_attention(), FlopCounter() as counter:
         for size in sizes:
+            height, width = (side // shape.downscale for side in size)
             with META:
-                sample = torch.empty(1, latents.channels, *size, dtype=dtype)
-                condition = torch.empty(1, latents.condition_channels, *size, dtype=dtype)
-                inputs = model_inputs(model, sample, condition, torch.empty(1), text_tokens=config.model.text_tokens)
+                sample = torch.empty(1, shape.channels, height, width)
+                reference = torch.empty(1, shape.reference_channels, height, width)
+                inputs = restoration.inputs(sample, reference, torch.empty(1))
             model(**inputs)
     # Of a matrix product, the gradients of its two factors are two products of its size.
     return 3.0 * float(counter.total) / len(sizes)

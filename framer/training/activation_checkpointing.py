@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,22 +28,28 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
     """Makes the model recompute the blocks that the configuration selects.
 
     Args:
-        model: A diffusers transformer that has an adapter, with the distributed engine already started.
+        model: A diffusers model that has an adapter, with the distributed engine already started. Of a U-Net the parts
+            of the selected stages are recomputed, as diffusers has it.
         config: Backend, which blocks, and where their inputs wait.
 
     Returns:
         Names of the recomputed blocks; none where checkpointing is off.
 
     Raises:
-        ConfigError: No block's name matches the pattern.
+        ConfigError: No block's name matches the pattern, or diffusers cannot recompute blocks of this class.
     """
     if config.backend is None:
         return ()
     adapter = adapter_for(model)
+    if not getattr(adapter.model, "_supports_gradient_checkpointing", False):
+        raise ConfigError(
+            f"training.activation_checkpointing.backend: {config.backend} cannot be used, because diffusers does not "
+            f"recompute blocks of {type(adapter.model).__name__}; set it to null"
+        )
     matching = [
         (name, block)
         for name, block in zip(adapter.block_names, adapter.blocks, strict=True)
-        if fnmatchcase(name, config.blocks)
+        if fnmatchcase(name, config.blocks) and any(True for _ in block.parameters())
     ]
     if not matching:
         raise ConfigError(
@@ -50,11 +57,14 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
             f"{adapter.block_names[0]} to {adapter.block_names[-1]}"
         )
     selected = matching[:: config.every]
-    recomputed = {id(block) for _, block in selected}
+    recomputed = {id(module) for _, block in selected for module in block.modules()}
     run_checkpointed = _deepspeed_checkpoint() if config.backend == "deepspeed" else _torch_checkpoint(config)
 
-    def run_block(block: nn.Module, *args: Any) -> Any:
-        return run_checkpointed(block, *args) if id(block) in recomputed else block(*args)
+    def run_block(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # PRX hands over a block's bound __call__ in place of the block, HunyuanImage arguments by keyword.
+        if id(getattr(block, "__self__", block)) not in recomputed:
+            return block(*args, **kwargs)
+        return run_checkpointed(partial(block, **kwargs) if kwargs else block, *args)
 
     adapter.model.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
     return tuple(name for name, _ in selected)

@@ -62,7 +62,7 @@ def dry_run(config: TrainConfig, *, verbose: bool = False) -> str:
         _check_steps(steps)
         all_crops = trainer.heldout
         crop = HeldOut(all_crops.names[:1], all_crops.hr[:1], all_crops.lr[:1], all_crops.lr_upsampled[:1])
-        evaluated = restore_heldout(trainer.model, crop, trainer.config, trainer.device)
+        evaluated = restore_heldout(trainer.restoration, crop, trainer.config)
         on_rank_zero(lambda: write_samples(trainer.folder, evaluated, step=trainer.step))
         on_rank_zero(lambda: _log(trainer, steps))
         memory = max(gather_objects(_peak_memory(trainer.device)))

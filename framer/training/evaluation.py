@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,8 @@ from framer.data.dataset import heldout_pairs
 from framer.data.images import find_images
 from framer.data.photographs import bundled_photographs
 from framer.inference.restore import Restorer
-from framer.models.conditioning import model_inputs
-from framer.models.latents import build_latents
-from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
-
-if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
+from framer.models.restoration_model import RestorationModel
+from framer.objectives import build_objective
 
 Image = NDArray[np.float32]
 
@@ -74,39 +70,23 @@ def load_heldout(config: TrainConfig) -> HeldOut:
     )
 
 
-def build_restorer(model: SD3Transformer2DModel, config: TrainConfig) -> Restorer:
+def build_restorer(model: RestorationModel, config: TrainConfig) -> Restorer:
     """A restorer around the model in training; under ZeRO 3 all ranks must call it together."""
-    parameter = next(model.parameters())
-    objective = FlowMatching(config.objective)
-    latents = build_latents(config.model)
-
-    def velocity(sample: Tensor, upsampled: Tensor, timesteps: Tensor) -> Tensor:
-        condition = latents.condition(upsampled)
-        inputs = model_inputs(
-            model,
-            sample.to(parameter.dtype),
-            condition.to(parameter.dtype),
-            timesteps,
-            text_tokens=config.model.text_tokens,
-        )
-        return objective.velocity(model(**inputs).sample, sample, timesteps / NUM_TRAIN_TIMESTEPS)
-
     return Restorer(
-        velocity=velocity,
-        latents=latents,
-        tile=config.data.crop_size,
+        model=model.predict,
+        latents=model.latents,
+        objective=build_objective(config.objective, model.latents),
+        tile=config.data.crop_size // model.latents.shape.downscale,
         tile_overlap=config.evaluation.tile_overlap,
-        patch_size=int(model.config.patch_size),
+        multiple=model.backbone.multiple(model.model),
         num_inference_steps=config.evaluation.num_inference_steps,
-        timestep_shift=config.objective.timestep_shift,
     )
 
 
 def restore_heldout(
-    model: SD3Transformer2DModel,
+    model: RestorationModel,
     heldout: HeldOut,
     config: TrainConfig,
-    device: torch.device,
     *,
     before_each: Callable[[], None] = lambda: None,
 ) -> Evaluated:
@@ -116,17 +96,16 @@ def restore_heldout(
         model: In training; its mode is put back.
         heldout: The crops.
         config: The run.
-        device: Of the model.
         before_each: Called before each crop; may raise to leave early.
     """
-    was_training = model.training
-    model.eval()
+    was_training = model.model.training
+    model.model.eval()
     restorer = build_restorer(model, config)
     sr = []
     for upsampled in heldout.lr_upsampled:
         before_each()
-        sr.append(restorer(upsampled[None].to(device), seed=config.evaluation.seed).cpu()[0])
-    model.train(was_training)
+        sr.append(restorer(upsampled[None].to(model.device), seed=config.evaluation.seed).cpu()[0])
+    model.model.train(was_training)
     return Evaluated(
         heldout.names, _images(heldout.lr), _images(heldout.lr_upsampled), _images(sr), _images(heldout.hr)
     )

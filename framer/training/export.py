@@ -1,4 +1,4 @@
-"""The trained transformer as a folder that diffusers loads without this package."""
+"""The trained model as a folder that diffusers loads without this package."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from diffusers import SD3Transformer2DModel
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.features import without_heads
 from framer.files import sync_tree, write_text
+from framer.models.lora import add_lora, lora_parameters, merged_weights, own_name, write_lora
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
+from framer.models.trainable import trainable_parameters
 from framer.training.engine import master_weights
 from framer.training.ranks import on_rank_zero
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+    from diffusers import ModelMixin
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LORA_FOLDER = "lora"
+OTHER_WEIGHTS_FILE = "other_weights.safetensors"
 
 
 def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> None:
@@ -37,44 +42,88 @@ def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> 
     Raises:
         UserError: The folder cannot be written to.
     """
+    dtype = DTYPES[config.training.export_dtype]
     weights = {}
     for name, value in master_weights(engine):
         if dist.get_rank() == 0:
-            weights[name] = value.to("cpu", DTYPES[config.training.export_dtype], copy=True)
-    on_rank_zero(lambda: write_export(engine.module, weights, config, folder))
+            weights[name] = value.to("cpu", kept_dtype(value, config, dtype), copy=True)
+    on_rank_zero(lambda: write_export(engine.module, weights, config, folder, dtype=dtype))
+
+
+def kept_dtype(value: torch.Tensor, config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a weight waits to be written in ``dtype``: its own where adapters are yet to be merged."""
+    return dtype if config.model.lora is None else value.dtype
 
 
 def write_export(
-    model: SD3Transformer2DModel, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path
+    model: ModelMixin,
+    weights: dict[str, torch.Tensor],
+    config: TrainConfig,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes ``config.json``, safetensors and the settings of inference.
+    """Writes ``config.json``, safetensors and the settings of inference; with LoRA, adapters too where asked for.
 
     Args:
         model: Says the architecture; its weights are not read.
         weights: All parameters and persistent buffers; those of heads, which served training alone, are left out.
         config: The run.
         folder: Replaced as a whole once the new one is complete.
+        dtype: Of the weights written.
 
     Raises:
         UserError: The folder cannot be written to.
     """
     try:
-        write_diffusers_folder(model, without_heads(weights), config, folder)
+        write_diffusers_folder(model, without_heads(weights), config, folder, dtype=dtype)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the export {folder}: {error}") from error
 
 
 def write_diffusers_folder(
-    model: SD3Transformer2DModel, weights: dict[str, torch.Tensor], config: TrainConfig, folder: Path
+    model: ModelMixin,
+    weights: dict[str, torch.Tensor],
+    config: TrainConfig,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes weights and config beside ``folder``, then puts them in its place."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with torch.device("meta"):
-        whole = SD3Transformer2DModel.from_config(dict(model.config))
-    whole.load_state_dict(weights, assign=True, strict=True)
+    whole = _without_weights(model)
+    merged = (
+        weights if config.model.lora is None else merged_weights(_without_weights(model), weights, config.model.lora)
+    )
+    whole.load_state_dict({name: value.to(dtype) for name, value in merged.items()}, assign=True, strict=True)
     whole.save_pretrained(unfinished, safe_serialization=True)
+    if config.model.lora is not None and config.model.lora.export == "adapter":
+        _write_adapter(model, weights, config, unfinished / LORA_FOLDER, dtype)
     write_text(unfinished / RESTORATION_FILE, json.dumps(restoration_settings(config), indent=2) + "\n")
     sync_tree(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def _without_weights(model: ModelMixin) -> ModelMixin:
+    with torch.device("meta"):
+        return type(model).from_config(dict(model.config))
+
+
+def _write_adapter(
+    model: ModelMixin,
+    weights: dict[str, torch.Tensor],
+    config: TrainConfig,
+    folder: Path,
+    dtype: torch.dtype,
+) -> None:
+    """Writes all that trained and nothing else: the adapters, and ``lora.train_also`` by its own names."""
+    assert config.model.lora is not None
+    write_lora(folder, weights, config.model.lora, model_class=type(model).__name__, dtype=dtype)
+    adapted = _without_weights(model)
+    add_lora(adapted, config.model.lora, seed=0)
+    others = trainable_parameters(adapted, config.model) - lora_parameters(adapted)
+    if others:
+        trained = {own_name(name): weights[name].to(dtype).contiguous() for name in sorted(others)}
+        save_file(trained, folder / OTHER_WEIGHTS_FILE, metadata={"format": "pt"})

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -49,11 +49,10 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         UserError: The checkpoint is damaged, of another version or without an average, or the folder exists or cannot
             be written to.
     """
-    from diffusers import SD3Transformer2DModel
-
     from framer.config.loading import build_config
     from framer.config.training import TrainConfig
-    from framer.training.export import DTYPES, write_export
+    from framer.models.backbones import model_class
+    from framer.training.export import DTYPES, kept_dtype, write_export
     from framer.training.manifest import find_damage, read_manifest
     from framer.training.shares import whole_averages
     from framer.training.trainer_state import STATE_FILE, read_state
@@ -76,16 +75,21 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
     try:
         averages = whole_averages(checkpoint, state.world_size) if ema else {}
         weights = {
-            name: (averages[name][: value.numel()].view_as(value) if name in averages else value).to(wanted, copy=True)
-            for name, value in checkpoint_weights(checkpoint)
+            name: value.to(kept_dtype(value, config, wanted), copy=True)
+            for name, value in _averaged(checkpoint_weights(checkpoint), averages)
         }
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"cannot read the weights of {checkpoint}: {type(error).__name__}: {error}") from error
     if ema and not averages:
         raise UserError(f"{checkpoint} has no average of the weights; export it without --ema")
     with torch.device("meta"):
-        model = SD3Transformer2DModel.from_config(state.model)
-    write_export(model, weights, config, folder)
+        model = model_class(state.model_class).from_config(state.model)
+    write_export(model, weights, config, folder, dtype=wanted)
+
+
+def _averaged(weights: Iterator[tuple[str, Tensor]], averages: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in weights:
+        yield name, averages[name][: value.numel()].view_as(value) if name in averages else value
 
 
 def checkpoint_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,18 +13,14 @@ from framer.alignment.sra import teacher_sigmas
 from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
-from framer.models.conditioning import model_inputs
-from framer.models.latents import build_latents
-from framer.objectives import FlowMatching, NoisyBatch
-
-if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
+from framer.models.restoration_model import RestorationModel
+from framer.objectives import FlowMatching, NoisyBatch, Supervision, build_objective
 
 
 class Losses(NamedTuple):
     """What a batch amounts to."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     """Arguments of the model's forward."""
     out: FramerOutput | None
     """None without an alignment loss."""
@@ -38,49 +34,43 @@ class ForwardPass:
     """Takes batches through the model.
 
     Args:
-        model: The transformer, which tells the inputs' sizes and dtype.
+        model: The model and what stands between it and images.
         config: The run.
         framer: Captures the model's features; None without an alignment loss.
-        device: Where the model is.
         averaged: Lets the model be the average of its weights meanwhile, where that one teaches.
     """
 
     def __init__(
         self,
-        model: SD3Transformer2DModel,
+        model: RestorationModel,
         config: TrainConfig,
         framer: Framer | None,
-        device: torch.device,
         *,
         averaged: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._model = model
         self._config = config
         self._framer = framer
-        self._device = device
         self._averaged = averaged
-        self._latents = build_latents(config.model)
-        self._objective = FlowMatching(config.objective)
+        self._objective = build_objective(config.objective, model.latents)
 
-    def prepare(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Tensor]]:
+    def prepare(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Any]]:
         """A batch with its noise, which depends on nothing but the samples' numbers, and the model's arguments.
 
         Args:
             batch: Samples with a leading batch axis.
         """
-        upsampled = batch["lr_upsampled"].to(self._device)
-        noisy = self._objective.add_noise(
-            self._latents.encode(batch["hr"].to(self._device), upsampled),
-            torch.as_tensor(batch["index"]).tolist(),
-            self._config.seed,
-        )
-        return noisy, self._inputs(noisy, upsampled)
+        noisy, reference = self._noisy(batch)
+        return noisy, self._model.inputs(noisy.sample, reference, noisy.timesteps)
 
-    def _inputs(self, noisy: NoisyBatch, upsampled: Tensor) -> dict[str, Tensor]:
-        dtype = next(self._model.parameters()).dtype
-        condition = self._latents.condition(upsampled).to(dtype)
-        tokens = self._config.model.text_tokens
-        return model_inputs(self._model, noisy.sample.to(dtype), condition, noisy.timesteps, text_tokens=tokens)
+    def _noisy(self, batch: Sample) -> tuple[NoisyBatch, Tensor]:
+        """A batch with its noise, and what is known of the images."""
+        model, seed = self._model, self._config.seed
+        indices = torch.as_tensor(batch["index"]).tolist()
+        upsampled = batch["lr_upsampled"].to(model.device)
+        reference = model.latents.reference(upsampled)
+        latents = model.latents.encode(batch["hr"].to(model.device), upsampled, indices=indices, seed=seed)
+        return self._objective.add_noise(latents, reference, indices, seed), reference
 
     def losses(self, run: Callable[..., Any], batch: Sample) -> Losses:
         """Runs the model once and computes both losses; with an alignment loss a collective call.
@@ -91,29 +81,33 @@ class ForwardPass:
             run: Runs the model: the engine around it, or the model itself.
             batch: Samples with a leading batch axis.
         """
-        noisy, inputs = self.prepare(batch)
+        noisy, reference = self._noisy(batch)
+        inputs = self._model.inputs(noisy.sample, reference, noisy.timesteps)
         out: FramerOutput | None = None
         if self._framer is None:
             output = run(**inputs).sample
         else:
             if self._config.framer.teacher == "ema":
-                self._capture_teacher(self._framer, batch, noisy)
+                self._capture_teacher(self._framer, batch, noisy, reference)
             with self._framer.capture():
                 output = run(**inputs).sample
-            images = batch["hr"].to(self._device) if self._config.framer.method == "repa" else None
+            images = batch["hr"].to(self._model.device) if self._config.framer.method == "repa" else None
             out = self._framer.loss(sample=noisy.sample, sigmas=noisy.sigmas, images=images)
-        noise_loss = self._objective.loss(output, noisy)
+        supervision: Supervision | None = None
+        if self._objective.supervised:
+            supervision = Supervision(batch["hr"].to(self._model.device), batch["lr_upsampled"].to(self._model.device))
+        noise_loss = self._objective.loss(output, noisy, supervision)
         return Losses(inputs, out, noise_loss, noise_loss.new_zeros(()) if out is None else out.total)
 
-    def _capture_teacher(self, framer: Framer, batch: Sample, noisy: NoisyBatch) -> None:
-        settings = self._config.framer
+    def _capture_teacher(self, framer: Framer, batch: Sample, noisy: NoisyBatch, reference: Tensor) -> None:
+        settings, model = self._config.framer, self._model.model
         if settings.method == "sra":
             indices = torch.as_tensor(batch["index"]).tolist()
             sigmas = teacher_sigmas(noisy.sigmas, indices, self._config.seed, gap=settings.sra.noise_gap)
-            noisy = self._objective.at(noisy.latents, noisy.noise, sigmas)
-        inputs = self._inputs(noisy, batch["lr_upsampled"].to(self._device))
-        was_training = self._model.training
-        self._model.eval()
+            noisy = FlowMatching.at(noisy.latents, noisy.noise, sigmas)
+        inputs = self._model.inputs(noisy.sample, reference, noisy.timesteps)
+        was_training = model.training
+        model.eval()
         with self._averaged(), framer.capture_teacher():
-            self._model(**inputs)
-        self._model.train(was_training)
+            model(**inputs)
+        model.train(was_training)

@@ -10,18 +10,18 @@ from torch import nn
 
 from framer.config.training import TrainConfig
 from framer.extras import require
-from framer.models.build import build_transformer_by_module
+from framer.models.build import build_model_by_module
 from framer.training.engine import COMPUTE_DTYPES, engine_config
 
 if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
+    from diffusers import ModelMixin
 
 
-def build_partitioned_transformer(config: TrainConfig) -> SD3Transformer2DModel:
+def build_partitioned_model(config: TrainConfig) -> ModelMixin:
     """The transformer with every parameter partitioned; every rank must call it.
 
     Rank 0 reads or draws the weights, a module at a time, and the others receive their parts. The weights equal those
-    that :func:`framer.models.build.build_transformer` gives, in the compute precision.
+    that :func:`framer.models.build.build_model` gives, in the compute precision.
 
     Args:
         config: The run; its ZeRO stage is 3.
@@ -43,7 +43,7 @@ def build_partitioned_transformer(config: TrainConfig) -> SD3Transformer2DModel:
         init = deepspeed.zero.Init(module=own, config_dict_or_path=settings, dtype=dtype, param_swapper=swapper)
         swapper = init.param_swapper
 
-    model = build_transformer_by_module(config.model, seed=config.seed, fill=dist.get_rank() == 0, place=partition)
+    model = build_model_by_module(config.model, seed=config.seed, fill=dist.get_rank() == 0, place=partition)
     for buffer in model.buffers():
         # DeepSpeed places the buffers of models that it has not partitioned already.
         buffer.data = buffer.data.to(torch.device(accelerator.current_device_name()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from framer.analysis.history import read_metrics
 from framer.analysis.losses import plot_losses
@@ -20,17 +21,18 @@ from framer.config.training import TrainConfig
 from framer.distill import Framer
 from framer.evaluation.sheets import SheetRow, write_sample_sheet
 from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
-from framer.features import without_heads
-from framer.models.conditioning import model_inputs
-from framer.models.latents import build_latents
-from framer.objectives import NUM_TRAIN_TIMESTEPS, FlowMatching
+from framer.features import adapter_for, without_heads
+from framer.features.heads import HEADS, FeatureHeads
+from framer.models.backbones import backbone_for
+from framer.models.restoration_model import RestorationModel
+from framer.objectives import build_objective
 from framer.seeding import normal_per_sample
 from framer.training.evaluation import Evaluated, HeldOut
 from framer.training.run_folder import RunFolder
 from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
+    pass
 
 SIMILARITY_TIMESTEPS = (300, 700)
 """Timesteps of the paper's Fig. 3."""
@@ -60,19 +62,18 @@ def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tupl
 def write_run_report(
     folder: RunFolder,
     config: TrainConfig,
-    model: SD3Transformer2DModel,
+    model: RestorationModel,
     evaluated: Evaluated,
     heldout: HeldOut,
     *,
     step: int,
-    device: torch.device,
 ) -> Path:
     """Draws the run's figures and writes its report; every rank must call it.
 
     Returns:
         The report's path; rank 0 has written it.
     """
-    similarities = similarity_against_depth(model, heldout, config, device)
+    similarities = similarity_against_depth(model, heldout, config)
     path = folder.root / "report.md"
     if dist.get_rank() != 0:
         return path
@@ -83,11 +84,10 @@ def write_run_report(
     def add(name: str, title: str, caption: str) -> None:
         figures.append(Figure(path=Path(folder.plots.name) / name, title=title, caption=caption))
 
-    add(
-        "similarity.png",
-        "Similarity to the last layer against depth",
-        plot_depth_similarity(folder.plots / "similarity.png", similarities, title="Similarity to the last layer"),
-    )
+    if similarities:
+        title = "Similarity to the last layer"
+        caption = plot_depth_similarity(folder.plots / "similarity.png", similarities, title=title)
+        add("similarity.png", f"{title} against depth", caption)
     if config.framer.method == "framer" and config.framer.fam and any(record.layers is not None for record in metrics):
         caption = plot_modulation(folder.plots / "modulation.png", metrics, title="FAW x FAM weights by layer")
         add("modulation.png", "FAW x FAM weights by layer", caption)
@@ -107,35 +107,37 @@ def write_run_report(
 
 @torch.enable_grad()
 def similarity_against_depth(
-    model: SD3Transformer2DModel, heldout: HeldOut, config: TrainConfig, device: torch.device
+    model: RestorationModel, heldout: HeldOut, config: TrainConfig
 ) -> dict[int, DepthSimilarity]:
     """Similarity of every block to the last one on the held-out photographs, at t = 300 and 700 (Fig. 3).
 
     Measured in feature space ``hidden`` with the bands of the paper's preset, whatever the run trained with, so
-    that runs compare. Every rank must call it under ZeRO 3.
+    that runs compare; in one step at the only timestep that there is. Every rank must call it under ZeRO 3. Nothing for
+    a U-Net without heads, whose stages cannot be compared.
     """
-    settings = FramerConfig(preset="paper")
-    framer = Framer(model, settings)
-    latents = build_latents(config.model)
+    settings = _settings_of_similarity(model.model, config.framer)
+    if settings is None:
+        return {}
+    framer = Framer(model.model, settings)
+    objective = build_objective(config.objective, model.latents)
     tile = config.data.crop_size
-    upsampled = _tiles(heldout.lr_upsampled, tile).to(device)
-    clean = latents.encode(_tiles(heldout.hr, tile).to(device), upsampled)
-    noise = normal_per_sample(clean.shape[1:], list(range(len(clean))), config.evaluation.seed, "similarity").to(device)
-    dtype = next(model.parameters()).dtype
+    upsampled = _tiles(heldout.lr_upsampled, tile).to(model.device)
+    indices, seed = list(range(len(upsampled))), config.evaluation.seed
+    clean = model.latents.encode(_tiles(heldout.hr, tile).to(model.device), upsampled, indices=indices, seed=seed)
+    noise = normal_per_sample(clean.shape[1:], indices, seed, "similarity").to(model.device)
+    reference = model.latents.reference(upsampled)
     similarities = {}
-    was_training = model.training
-    model.eval()
-    for timestep in SIMILARITY_TIMESTEPS:
-        sigmas = torch.full((len(clean),), timestep / NUM_TRAIN_TIMESTEPS, device=device)
-        noisy = FlowMatching.at(clean, noise, sigmas)
+    was_training = model.model.training
+    model.model.eval()
+    only = objective.fixed_timestep
+    for timestep in SIMILARITY_TIMESTEPS if only is None else (only,):
+        noisy = objective.at_timestep(clean, reference, noise, timestep)
         parts: list[DepthSimilarity] = []
         # As many at a time as fit in training: the pass keeps its activations.
         for start in range(0, len(clean), config.training.batch_size):
             some = slice(start, start + config.training.batch_size)
-            sample, condition = noisy.sample[some].to(dtype), latents.condition(upsampled[some]).to(dtype)
             with framer.capture():
-                tokens = config.model.text_tokens
-                model(**model_inputs(model, sample, condition, noisy.timesteps[some], text_tokens=tokens))
+                model.predict(noisy.sample[some], reference[some], noisy.timesteps[some])
             features = framer.features()
             parts += [
                 depth_similarity(
@@ -144,7 +146,7 @@ def similarity_against_depth(
                     bands=BandSplit.radial(settings.cutoff),
                     representation=settings.representation,
                 )
-                for b in range(len(sample))
+                for b in range(len(noisy.sample[some]))
             ]
             del features
         similarities[timestep] = DepthSimilarity(
@@ -152,8 +154,18 @@ def similarity_against_depth(
             hf=[fmean(values) for values in zip(*(part.hf for part in parts), strict=True)],
         )
     framer.detach()
-    model.train(was_training)
+    model.model.train(was_training)
     return similarities
+
+
+def _settings_of_similarity(model: nn.Module, trained: FramerConfig) -> FramerConfig | None:
+    if adapter_for(model).channels is None:
+        return FramerConfig(preset="paper")
+    if not isinstance(getattr(model, HEADS, None), FeatureHeads):
+        return None
+    # The stages that have heads are those that were trained.
+    teacher = "last" if trained.teacher == "ema" else trained.teacher
+    return FramerConfig(preset="paper", students=trained.students, teacher=teacher)
 
 
 def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
@@ -163,9 +175,11 @@ def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
     return tiles[:: -(-len(tiles) // SIMILARITY_TILES)]
 
 
-def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> dict[str, str]:
+def _summary(config: TrainConfig, restoration: RestorationModel, step: int) -> dict[str, str]:
+    model = restoration.model
     own = without_heads(dict(model.named_parameters())).values()
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in own)
+    blocks = len(adapter_for(model).blocks)
     training, framer, ranks = config.training, config.framer, dist.get_world_size()
     batch = training.batch_size * training.gradient_accumulation_steps * ranks
     method = f"preset {framer.preset}, feature space {framer.feature_space}, weight {framer.weight:g}"
@@ -174,7 +188,7 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
     elif framer.method != "framer":
         method = f"{framer.method} in its place, weight {framer.weight:g}"
     return {
-        "model": f"{type(model).__name__}, {parameters / 1e6:.2f} M parameters, {len(model.transformer_blocks)} blocks",
+        "model": f"{type(model).__name__}, {parameters / 1e6:.2f} M parameters, {blocks} blocks",
         "started from": config.model.pretrained or "random weights",
         "FRAMER": method,
         "photographs": config.data.train,
@@ -186,7 +200,9 @@ def _summary(config: TrainConfig, model: SD3Transformer2DModel, step: int) -> di
         "weights shown and exported": f"average, decay {training.ema.decay:g}"
         if training.ema.decay
         else "the last ones",
-        "sampling": f"{config.evaluation.num_inference_steps} Euler steps from noise",
+        "sampling": build_objective(config.objective, restoration.latents).describe_sampling(
+            config.evaluation.num_inference_steps
+        ),
         "seed": str(config.seed),
     }
 
@@ -207,12 +223,12 @@ def _notes(config: TrainConfig) -> list[str]:
         "heldout": "the bundled held-out photographs, on which nothing is trained or chosen",
         "validation": "the bundled validation photograph, on which settings are chosen",
     }.get(config.data.evaluation, f"the photographs in `{config.data.evaluation}`")
-    decay = config.training.ema.decay
+    decay, loader = config.training.ema.decay, backbone_for(config.model).class_name
     average = "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
     return [
         *([average.format(decay)] if decay is not None else []),
         f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "
         "again on the same kind of machine.",
-        "`export/` is a diffusers folder: `SD3Transformer2DModel.from_pretrained` loads it without this package.",
+        f"`export/` is a diffusers folder: `{loader}.from_pretrained` loads it without this package.",
         "`metrics.jsonl` has every step; `tensorboard --logdir .` shows it live.",
     ]

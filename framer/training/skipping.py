@@ -17,7 +17,7 @@ from framer.training.ranks import mean_over_ranks
 from framer.training.step_losses import MicroStep, StepLosses
 
 if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
+    from diffusers import ModelMixin
 
 
 def count_skipped(
@@ -25,7 +25,7 @@ def count_skipped(
     parts: Sequence[MicroStep],
     means: StepLosses,
     *,
-    model: SD3Transformer2DModel,
+    model: ModelMixin,
     forward: ForwardPass,
     config: TrainConfig,
     step: int,
@@ -76,7 +76,7 @@ def count_skipped(
     return reason
 
 
-def _first_bad_layer(parts: Sequence[MicroStep], model: SD3Transformer2DModel, forward: ForwardPass) -> str:
+def _first_bad_layer(parts: Sequence[MicroStep], model: ModelMixin, forward: ForwardPass) -> str:
     losses = mean_over_ranks(torch.stack([part.losses.loss for part in parts]))
     bad = int(torch.isfinite(losses).logical_not().int().argmax())
     _, inputs = forward.prepare(parts[bad].batch)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from framer.alignment import attach_projectors, repa_encoder
+from framer.alignment import attach_heads_of, repa_encoder
 from framer.analysis.history import AlignmentMetrics, LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
@@ -25,17 +25,20 @@ from framer.errors import UserError
 from framer.extras import require
 from framer.features.adapters import adapter_for
 from framer.files import write_text
-from framer.models.build import build_transformer, pretrained_folder
+from framer.models.build import build_model
+from framer.models.folders import pretrained_folder
 from framer.models.restoration import check_restoration
+from framer.models.restoration_model import RestorationModel
 from framer.models.trainable import freeze_the_rest, trainable_parameters
 from framer.planning.flops import model_flops_per_sample
 from framer.seeding import derived_seed, seed_generators
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing
+from framer.training.attention import check_backend, use_backend
 from framer.training.batches import build_dataset, stream_batches
 from framer.training.checkpoint_choice import choose_checkpoint
 from framer.training.checkpoint_folder import clear_unfinished, find_checkpoints
-from framer.training.checks import check_tokens
+from framer.training.checks import check_sizes
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
 from framer.training.engine import check_engine, release_gathered, start_engine, step
@@ -48,7 +51,7 @@ from framer.training.health import (
     spoiled_if_not_finite,
 )
 from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_step
-from framer.training.partitioning import build_partitioned_transformer
+from framer.training.partitioning import build_partitioned_model
 from framer.training.preemption import PreemptedError, Preemption
 from framer.training.ranks import max_over_ranks, on_rank_zero, start_distributed
 from framer.training.report import write_run_report, write_samples
@@ -64,7 +67,7 @@ from framer.training.watch import CollapseWatch
 from framer.training.watchdog import watch_ranks
 
 if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel
+    from diffusers import ModelMixin
 
 
 class Trainer:
@@ -89,22 +92,25 @@ class Trainer:
             check_restoration(pretrained, config)
         check_engine(config)
         start_distributed(config.distributed)
+        # Before a large model is built.
+        check_backend(config)
         if config.deepspeed.zero_stage == 3:
-            transformer = build_partitioned_transformer(config)
+            model = build_partitioned_model(config)
         else:
-            transformer = build_transformer(config.model, seed=config.seed)
-        check_tokens(transformer, config)
-        freeze_the_rest(transformer, trainable_parameters(transformer, config.model))
+            model = build_model(config.model, seed=config.seed)
+        check_sizes(model, config)
+        use_backend(model, config)
+        freeze_the_rest(model, trainable_parameters(model, config.model))
         encoder = repa_encoder(config.framer)
         seed = derived_seed(config.seed, "projectors", config.framer.seed)
-        attach_projectors(transformer, config.framer, seed=seed, encoder=encoder)
+        attach_heads_of(model, config.framer, seed=seed, encoder=encoder)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_rank_zero(self._prepare_folder)
         resumed_from = choose_checkpoint(config.training.resume, self.folder.checkpoints)
         seed_generators(derived_seed(config.seed, "rank", self.rank))
-        self.engine = start_engine(transformer, config)
+        self.engine = start_engine(model, config)
         self.device = torch.device(self.engine.device)
-        self.model: SD3Transformer2DModel = self.engine.module
+        self.model: ModelMixin = self.engine.module
         enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
         if config.model.compile_blocks:
             for block in adapter_for(self.model).blocks:
@@ -115,12 +121,13 @@ class Trainer:
             self.framer = Framer(
                 self.model,
                 config.framer.model_copy(update={"seed": seed}),
-                prediction_type=config.objective.prediction_type,
+                prediction_type=config.objective.feature_prediction,
                 encoder=encoder.to(self.device) if encoder is not None else None,
             )
         average = config.training.ema
         self.ema = Ema(self.engine, average) if average.decay is not None else None
-        self.forward = ForwardPass(self.model, config, self.framer, self.device, averaged=self._averaged_weights)
+        self.restoration = RestorationModel(self.model, config.model, self.device)
+        self.forward = ForwardPass(self.restoration, config, self.framer, averaged=self._averaged_weights)
         self.checkpointer = checkpoints.Checkpointer(self.folder.checkpoints, config.training)
         self.preemption = Preemption()
         self.step = 0
@@ -328,6 +335,7 @@ class Trainer:
             config=self.config.model_dump(mode="json"),
             # Through JSON and back, so that it equals what a checkpoint's file says.
             model=json.loads(json.dumps({k: v for k, v in self.model.config.items() if not k.startswith("_")})),
+            model_class=type(self.model).__name__,
             skipped=self.skipped.state_dict(),
         )
 
@@ -387,7 +395,7 @@ class Trainer:
             release_gathered(self.engine)
 
     def _evaluate(self) -> Evaluated:
-        evaluated = restore_heldout(self.model, self.heldout, self.config, self.device, before_each=self._stop_if_asked)
+        evaluated = restore_heldout(self.restoration, self.heldout, self.config, before_each=self._stop_if_asked)
         release_gathered(self.engine)
         return evaluated
 
@@ -410,7 +418,7 @@ class Trainer:
             export_model(self.engine, self.config, self.folder.export)
             self._stop_if_asked()
             report = write_run_report(
-                self.folder, self.config, self.model, evaluated, self.heldout, step=self.step, device=self.device
+                self.folder, self.config, self.restoration, evaluated, self.heldout, step=self.step
             )
         self._show_samples(log)
         return report

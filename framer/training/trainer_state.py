@@ -27,6 +27,7 @@ _CHANGEABLE = (
     "trackers.",
     "distributed.",
     "training.export_dtype",
+    "model.lora.export",
     "training.activation_checkpointing",
 )
 # What another number of ranks may change too, as long as an optimizer step takes as many samples.
@@ -48,6 +49,8 @@ class TrainerState:
     """The run's resolved configuration."""
     model: dict[str, Any]
     """The transformer's config, to recognise a checkpoint of another model."""
+    model_class: str = "SD3Transformer2DModel"
+    """Name of its class; the default is that of checkpoints from before there were others."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Counts of skipped steps."""
 
@@ -87,6 +90,8 @@ def check_same_run(checkpoint: Path, state: TrainerState, expected: TrainerState
     Raises:
         UserError: The checkpoint is of another model, of other settings, or of ranks that take other samples a step.
     """
+    if state.model_class != expected.model_class:
+        raise UserError(f"{checkpoint} is of a {state.model_class}; this run's model is a {expected.model_class}")
     differing = [
         f"{key} {state.model.get(key)} (now {value})"
         for key, value in expected.model.items()

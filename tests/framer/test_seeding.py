@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from framer.seeding import derived_seed, generator, normal_per_sample
+from framer.seeding import derived_seed, generator, integer_per_sample, normal_per_sample
 
 
 def test_seeds_stay_the_same_from_version_to_version() -> None:
@@ -71,3 +71,12 @@ def test_the_numbers_are_standard_normal_and_independent_across_samples() -> Non
     correlation = torch.corrcoef(numbers.T)
     assert float((correlation - torch.eye(64)).abs().max()) < 0.25
     assert float(torch.corrcoef(torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]))[0, 1].abs()) < 0.03
+
+
+def test_integers_are_each_samples_own_and_within_their_bounds() -> None:
+    whole = integer_per_sample(20, 25, list(range(200)), 9, "timestep")
+    assert whole.shape == (200,)
+    assert whole.dtype == torch.int64
+    assert set(whole.tolist()) == {20, 21, 22, 23, 24}
+    assert torch.equal(integer_per_sample(20, 25, [7, 3], 9, "timestep"), whole[[7, 3]])
+    assert not torch.equal(integer_per_sample(20, 25, list(range(200)), 8, "timestep"), whole)

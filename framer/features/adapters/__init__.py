@@ -13,6 +13,7 @@ from framer.features.adapters.layouts import TransformerLayout
 from framer.features.adapters.structure import how_to_declare, recognise
 from framer.features.adapters.transformer import TransformerAdapter
 from framer.features.adapters.unet import UNetAdapter
+from framer.features.adapters.video_catalogue import UNSUPPORTED, VIDEO_LAYOUTS
 from framer.features.errors import UnsupportedModelError
 
 __all__ = ["Adapter", "TransformerAdapter", "UNetAdapter", "adapter_for", "register_adapter", "register_layout"]
@@ -42,7 +43,7 @@ def register_layout(model_class: str, layout: TransformerLayout) -> None:
     register_adapter(model_class, lambda model: TransformerAdapter(model, layout))
 
 
-for _name, _layout in LAYOUTS.items():
+for _name, _layout in {**LAYOUTS, **VIDEO_LAYOUTS}.items():
     register_layout(_name, _layout)
 for _name in ("UNet2DConditionModel", "UNet2DModel"):
     register_adapter(_name, UNetAdapter)
@@ -68,6 +69,8 @@ def adapter_for(model: nn.Module) -> Adapter:
         for cls in type(candidate).__mro__:
             if cls.__name__ in _ADAPTERS:
                 return _ADAPTERS[cls.__name__](candidate)
+            if cls.__name__ in UNSUPPORTED:
+                raise UnsupportedModelError(f"FRAMER cannot be added to {cls.__name__}: {UNSUPPORTED[cls.__name__]}")
         chain.append(candidate)
         candidate = getattr(candidate, "_orig_mod", None) or getattr(candidate, "module", None)
     if chain and (recognised := recognise(chain[-1])) is not None:

@@ -81,10 +81,10 @@ class TransformerAdapter(Adapter):
     def _image_tokens(self, index: int, feature: Tensor, arguments: Arguments, grid: TokenGrid) -> Tensor:
         where = self._stacks[index].tokens
         tokens = feature
-        if feature.ndim == 3 and feature.shape[1] >= grid.tokens:
-            if callable(where):
-                tokens = where(feature, arguments, grid)
-            elif where == "first":
+        if callable(where):
+            tokens = where(feature, arguments, grid)
+        elif feature.ndim == 3 and feature.shape[1] >= grid.tokens:
+            if where == "first":
                 tokens = feature[:, : grid.tokens]
             elif where == "last":
                 tokens = feature[:, feature.shape[1] - grid.tokens :]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from framer.features.adapters.base import Adapter
 from framer.features.adapters.layouts import Arguments, TokenGrid
-from framer.features.errors import FeatureError, MissingHeadsError
+from framer.features.errors import FeatureError, MissingHeadsError, UnsupportedModelError
 from framer.features.heads import FeatureHead, heads_of
 
 
@@ -17,26 +17,31 @@ class UNetAdapter(Adapter):
     """A U-Net's stages on the way down, in the middle and on the way up, then the last map before ``conv_out``.
 
     Of SD1.5 and SD2.1 these are 4 + 1 + 4 students and the teacher, of SDXL 3 + 1 + 3. That last map is what
-    ``conv_act`` returns; a U-Net without an output norm has none, and its last stage is the teacher.
+    ``conv_act`` returns.
 
     Stages differ in shape, so that students need heads (see ``framer.features.attach_heads``). Diffusers recomputes
     parts of a stage in the backward pass, never a whole one: what a stage returns is seen once.
 
     Args:
         model: The U-Net itself.
+
+    Raises:
+        UnsupportedModelError: It has no output norm and activation, as with the K-diffusion stages.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
+        if not self.model.conv_norm_out:
+            raise UnsupportedModelError(
+                f"this {type(model).__name__} has norm_num_groups=None: without an output norm and activation before "
+                "conv_out, FRAMER does not know which map is the teacher's."
+            )
         middle = () if self.model.mid_block is None else (self.model.mid_block,)
         stages: list[Any] = [*self.model.down_blocks, *middle, *self.model.up_blocks]
         # The resnets tell, not the config: their widths hold for every kind of stage, and adapters leave them alone.
-        channels = [int(stage.resnets[-1].out_channels) for stage in stages]
-        self._layers: list[nn.Module] = list(stages)
-        if self.model.conv_norm_out:
-            self._layers.append(self.model.conv_act)
-            channels.append(int(self.model.conv_norm_out.num_channels))
-        self._channels = tuple(channels)
+        widths = [int(stage.resnets[-1].out_channels) for stage in stages]
+        self._layers: tuple[nn.Module, ...] = (*stages, self.model.conv_act)
+        self._channels = (*widths, int(self.model.conv_norm_out.num_channels))
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -79,7 +79,7 @@ def problems(**framer: object) -> list[str]:
         ),
         ({"students": 1.0}, "framer.students: should be less than 1, got 1.0"),
         ({"students": [0, -1]}, "framer.students.1: should be greater than or equal to 0, got -1"),
-        ({"teacher": "first"}, "framer.teacher: should be 'last' or 'ema' or an integer or a number, got 'first'"),
+        ({"teacher": "first"}, "framer.teacher: should be one of last, ema or an integer or a number, got 'first'"),
         (
             {"method": "sra", "sra": {"noise_gap": 1.5}},
             "framer.sra.noise_gap: should be less than or equal to 1, got 1.5",

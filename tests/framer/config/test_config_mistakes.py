@@ -31,20 +31,25 @@ def problems_of(tmp_path: Path, yaml_text: str, *overrides: str) -> list[str]:
     return [problem.strip() for problem in problems]
 
 
+def alternatives(annotation: object) -> list[object]:
+    inner = [option for part in get_args(annotation) for option in alternatives(part)]
+    return [annotation, *inner]
+
+
 def walk(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bool]]:
     """Each key's path, and whether it is a section."""
     for name, field in section.model_fields.items():
-        types = [t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type)]
+        types = [t for t in alternatives(field.annotation) if isinstance(t, type)]
         nested = [t for t in types if issubclass(t, BaseModel)]
         yield (*prefix, name), bool(nested)
-        for section_type in nested:
+        for section_type in nested[:1]:  # of several, the one that is meant where none is named
             yield from walk(section_type, (*prefix, name))
 
 
 KEYS = list(walk(TrainConfig))
 LEAVES = [".".join(path) for path, nested in KEYS if not nested]
 SECTIONS = [".".join(path) for path, nested in KEYS if nested]
-OPTIONAL_SECTIONS = {"trackers.wandb"}
+OPTIONAL_SECTIONS = {"model.lora", "trackers.wandb"}
 
 
 def nested_content(dotted: str, value: object) -> dict[str, object]:

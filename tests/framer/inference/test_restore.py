@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
+from framer.config.objective import ObjectiveConfig
 from framer.inference.restore import Restorer
-from framer.models.latents import LatentSpace
+from framer.inference.tiling import blend_tiles
+from framer.models.latents import ImageLatents, LatentShape, LatentSpace
+from framer.objectives import Diffusion, FlowMatching, OneStep
+from framer.seeding import normal_per_sample
 
-SPACES = [LatentSpace("residual", 6.0), LatentSpace("pixel", 1.0)]
+SPACES = [ImageLatents("residual", 6.0), ImageLatents("pixel", 1.0)]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -44,11 +51,100 @@ def restorer(velocity: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     settings: dict[str, object] = {
         "tile": 16,
         "tile_overlap": 0.25,
-        "patch_size": 2,
+        "multiple": 2,
         "num_inference_steps": 4,
-        "timestep_shift": 3.0,
     }
-    return Restorer(velocity or knowing_velocity(latents), latents, **(settings | changes))  # type: ignore[arg-type]
+    shift = changes.pop("timestep_shift", 3.0)
+    objective = changes.pop("objective", FlowMatching(ObjectiveConfig(timestep_shift=shift)))  # type: ignore[arg-type]
+    model = velocity or knowing_velocity(latents)
+    return Restorer(model, latents, objective, **(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "sample"])
+def test_flow_matching_is_the_schedulers_euler_steps_over_blended_velocities_bit_for_bit(prediction: str) -> None:
+    latents, upsampled = SPACES[0], draw(2, 3, 24, 20)
+    objective = FlowMatching(ObjectiveConfig(prediction_type=prediction, timestep_shift=3.0))  # type: ignore[arg-type]
+    restored = restorer(mixing_velocity, objective=objective)(upsampled, seed=5)
+
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4))
+    sample = normal_per_sample((3, 24, 20), [0, 1], 5, "initial noise")
+    for timestep in scheduler.timesteps:
+
+        def velocity(tiles: Tensor, timestep: Tensor = timestep) -> Tensor:
+            noisy, known = tiles[:, :3], tiles[:, 3:]
+            timesteps = timestep.float().expand(len(tiles))
+            output = mixing_velocity(noisy, known, timesteps)
+            return output if prediction == "velocity" else (noisy - output) / (timesteps / 1000).view(-1, 1, 1, 1)
+
+        blended = blend_tiles(velocity, torch.cat([sample, upsampled], dim=1), tile=16, overlap=4, multiple=2)
+        sample = scheduler.step(blended, timestep, sample, return_dict=False)[0]
+    assert torch.equal(restored, latents.decode(sample, upsampled))
+
+
+@dataclass(frozen=True)
+class HalfSize(ImageLatents):
+    """Latents of half the image's height and width, and what is known of the image at that size."""
+
+    shape = LatentShape(3, 3, 3, 2)
+
+    def reference(self, upsampled: Tensor) -> Tensor:
+        return F.avg_pool2d(upsampled, 2)
+
+    def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
+        return latents.repeat_interleave(2, -1).repeat_interleave(2, -2).clamp(-1, 1)
+
+
+def test_tiles_of_smaller_latents_cover_the_same_pixels() -> None:
+    seen: set[tuple[int, ...]] = set()
+
+    def velocity(sample: Tensor, reference: Tensor, timesteps: Tensor) -> Tensor:
+        seen.add(tuple(sample.shape[1:]))
+        assert reference.shape == sample.shape
+        return (sample - truth(reference)) / (timesteps / 1000).view(-1, 1, 1, 1)
+
+    upsampled = draw(2, 3, 40, 28)
+    restored = restorer(velocity, latents=HalfSize("pixel", 1.0), tile=8)(upsampled, seed=0)
+    assert seen == {(3, 8, 8)}
+    expected = truth(F.avg_pool2d(upsampled, 2)).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    torch.testing.assert_close(restored, expected, rtol=0, atol=2e-5)
+
+
+def test_a_size_that_is_not_a_multiple_of_the_patch_of_smaller_latents() -> None:
+    with pytest.raises(ValueError, match="image size 16x18 is not a multiple of 4 pixels"):
+        restorer(latents=HalfSize("pixel", 1.0))(draw(1, 3, 16, 18), seed=0)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_diffusion_restores_with_a_model_that_knows_the_truth(steps: int, zero_snr: bool) -> None:
+    upsampled = draw(2, 3, 40, 26)
+    objective = Diffusion(ObjectiveConfig(type="diffusion", prediction_type="sample", zero_terminal_snr=zero_snr))
+    restored = restorer(
+        lambda sample, reference, timesteps: truth(reference),
+        latents=ImageLatents("pixel", 1.0),
+        objective=objective,
+        num_inference_steps=steps,
+    )(upsampled, seed=0)
+    torch.testing.assert_close(restored, truth(upsampled), rtol=0, atol=1e-6)
+
+
+def test_one_step_asks_the_model_once_a_tile_and_subtracts_what_it_says() -> None:
+    upsampled, latents = draw(2, 3, 40, 26), ImageLatents("pixel", 1.0)
+    times: list[Tensor] = []
+
+    def residual(sample: Tensor, reference: Tensor, timesteps: Tensor) -> Tensor:
+        assert torch.equal(sample, reference)
+        times.append(timesteps)
+        return sample - truth(reference)
+
+    objective = OneStep(ObjectiveConfig(type="one_step", timestep=7), latents)
+    restore = restorer(residual, latents=latents, objective=objective, num_inference_steps=4)
+    restored = restore(upsampled, seed=0)
+    torch.testing.assert_close(restored, truth(upsampled), rtol=0, atol=1e-6)
+    assert len(times) == 1
+    assert set(times[0].tolist()) == {7.0}
+    assert torch.equal(restore(upsampled, seed=1), restored)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
@@ -65,7 +161,7 @@ def test_a_model_that_knows_the_truth_restores_it(
 
 
 def test_a_model_that_predicts_no_change_leaves_the_noise() -> None:
-    latents = LatentSpace("pixel", 1.0)
+    latents = ImageLatents("pixel", 1.0)
     still = restorer(lambda sample, condition, timesteps: torch.zeros_like(sample), latents=latents)
     restored = still(torch.zeros(4, 3, 16, 16), seed=0)
     inside = restored.abs() < 1
@@ -114,7 +210,7 @@ def test_tiles_begin_where_a_patch_begins() -> None:
         return torch.zeros_like(sample)
 
     columns = (torch.arange(44) / 44).expand(1, 3, 24, 44)
-    restorer(velocity, patch_size=4)(columns, seed=0)
+    restorer(velocity, multiple=4)(columns, seed=0)
     assert {0, 28} < seen
     assert all(column % 4 == 0 for column in seen)
 
@@ -162,5 +258,5 @@ def test_the_restored_image_is_within_range() -> None:
 
 @pytest.mark.parametrize("size", [(15, 16), (16, 15), (3, 3)])
 def test_a_size_that_is_not_a_multiple_of_the_patch(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"image size {size[0]}x{size[1]} is not a multiple of the patch size 2"):
+    with pytest.raises(ValueError, match=f"image size {size[0]}x{size[1]} is not a multiple of 2 pixels"):
         restorer()(draw(1, 3, *size), seed=0)

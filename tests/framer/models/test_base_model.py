@@ -12,8 +12,11 @@ from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 from framer.data.photographs import BUNDLED
 from framer.evaluation.table import evaluate, mean_row
-from framer.models.build import BASE_FOLDER, WEIGHTS_FILE, build_transformer
+from framer.models.build import build_model
+from framer.models.folders import BASE_FOLDER
 from framer.models.restoration import check_restoration
+from framer.models.restoration_model import RestorationModel
+from framer.models.weights import WEIGHTS_FILE
 from framer.training.evaluation import load_heldout, restore_heldout
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -53,8 +56,8 @@ def test_the_quickstart_fits_it() -> None:
 
 def test_it_beats_bicubic_on_the_validation_photograph() -> None:
     config = load_config(TrainConfig, CONFIGS / "base.yaml", ["model.pretrained=base"])
-    model = build_transformer(config.model, seed=0)
-    done = restore_heldout(model, load_heldout(config), config, torch.device("cpu"))
+    model = build_model(config.model, seed=0)
+    done = restore_heldout(RestorationModel(model, config.model, torch.device("cpu")), load_heldout(config), config)
     mean = mean_row(evaluate(done.names, done.sr, done.bicubic, done.hr))
     assert mean.psnr_gain > 0
     assert mean.ssim_gain > 0

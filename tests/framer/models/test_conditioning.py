@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from sd3 import model_inputs
 from torch import nn
 
 from framer.errors import UserError
-from framer.models.conditioning import expand_input_channels, model_inputs
+from framer.models.conditioning import expand_input_channels
 
 
 def make_model(in_channels: int = 4) -> SD3Transformer2DModel:
@@ -48,7 +49,7 @@ def test_the_widened_model_computes_what_it_did_whatever_the_condition(condition
     sample = draw(2, 4, 8, 12)
     with torch.no_grad():
         before = output_of(model, sample, sample[:, :0])
-        expand_input_channels(model, 7)
+        expand_input_channels(model, "pos_embed.proj", 7)
         after = output_of(model, sample, condition_size * draw(2, 3, 8, 12, seed=2))
     assert before.abs().mean() > 0.01
     torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
@@ -57,7 +58,7 @@ def test_the_widened_model_computes_what_it_did_whatever_the_condition(condition
 def test_the_old_weights_stay_and_the_new_ones_are_zero() -> None:
     model = make_model()
     weight, bias = model.pos_embed.proj.weight.clone(), model.pos_embed.proj.bias.clone()
-    expand_input_channels(model, 8)
+    expand_input_channels(model, "pos_embed.proj", 8)
     wide = model.pos_embed.proj
     assert wide.weight.shape == (16, 8, 2, 2)
     assert torch.equal(wide.weight[:, :4], weight)
@@ -68,7 +69,7 @@ def test_the_old_weights_stay_and_the_new_ones_are_zero() -> None:
 
 def test_the_new_channels_can_be_learned() -> None:
     model = make_model()
-    expand_input_channels(model, 7)
+    expand_input_channels(model, "pos_embed.proj", 7)
     output_of(model, draw(2, 4, 8, 8), draw(2, 3, 8, 8, seed=2)).square().mean().backward()
     gradient = model.pos_embed.proj.weight.grad
     assert (gradient[:, 4:].flatten(2).abs().amax(dim=(0, 2)) > 0).all()
@@ -76,7 +77,7 @@ def test_the_new_channels_can_be_learned() -> None:
 
 def test_the_config_says_the_new_channels_and_diffusers_loads_the_widened_model(tmp_path: Path) -> None:
     model = make_model()
-    expand_input_channels(model, 7)
+    expand_input_channels(model, "pos_embed.proj", 7)
     with torch.no_grad():
         model.pos_embed.proj.weight[:, 4:] = 0.1
     model.save_pretrained(tmp_path)
@@ -95,19 +96,19 @@ def test_the_config_says_the_new_channels_and_diffusers_loads_the_widened_model(
 def test_as_many_channels_as_there_are_change_nothing() -> None:
     model = make_model()
     embedding = model.pos_embed.proj
-    expand_input_channels(model, 4)
+    expand_input_channels(model, "pos_embed.proj", 4)
     assert model.pos_embed.proj is embedding
 
 
 def test_fewer_channels_than_there_are_are_refused() -> None:
     with pytest.raises(UserError, match="takes 4 input channels, more than the 3"):
-        expand_input_channels(make_model(), 3)
+        expand_input_channels(make_model(), "pos_embed.proj", 3)
 
 
 def test_widening_draws_no_random_numbers() -> None:
     model = make_model()
     state = torch.get_rng_state()
-    expand_input_channels(model, 7)
+    expand_input_channels(model, "pos_embed.proj", 7)
     assert torch.equal(torch.get_rng_state(), state)
 
 

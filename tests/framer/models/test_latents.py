@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from framer.config.model import ModelConfig
-from framer.models.build import build_latents
-from framer.models.latents import LatentSpace
+from framer.models.latents import ImageLatents, build_latents
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -19,57 +20,57 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "space", [LatentSpace("pixel", 1.0), LatentSpace("residual", 5.0), LatentSpace("residual", 0.3)]
+    "space", [ImageLatents("pixel", 1.0), ImageLatents("residual", 5.0), ImageLatents("residual", 0.3)]
 )
-def test_decoding_undoes_encoding(space: LatentSpace, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_decoding_undoes_encoding(space: ImageLatents, images: tuple[torch.Tensor, torch.Tensor]) -> None:
     image, upsampled = images
     torch.testing.assert_close(space.decode(space.encode(image, upsampled), upsampled), image, rtol=0, atol=1e-6)
 
 
 def test_pixel_latents_are_the_image(images: tuple[torch.Tensor, torch.Tensor]) -> None:
     image, upsampled = images
-    assert torch.equal(LatentSpace("pixel", 3.0).encode(image, upsampled), image)
+    assert torch.equal(ImageLatents("pixel", 3.0).encode(image, upsampled), image)
 
 
 def test_residual_latents_are_the_scaled_difference(images: tuple[torch.Tensor, torch.Tensor]) -> None:
     image, upsampled = images
-    torch.testing.assert_close(LatentSpace("residual", 6.0).encode(image, upsampled), 6 * image - 6 * upsampled)
+    torch.testing.assert_close(ImageLatents("residual", 6.0).encode(image, upsampled), 6 * image - 6 * upsampled)
 
 
 def test_a_residual_of_zero_is_bicubic(images: tuple[torch.Tensor, torch.Tensor]) -> None:
     _, upsampled = images
-    assert torch.equal(LatentSpace("residual", 6.0).decode(torch.zeros_like(upsampled), upsampled), upsampled)
+    assert torch.equal(ImageLatents("residual", 6.0).decode(torch.zeros_like(upsampled), upsampled), upsampled)
 
 
 @pytest.mark.parametrize("kind", ["pixel", "residual"])
 def test_decoded_images_stay_in_range(kind: str, images: tuple[torch.Tensor, torch.Tensor]) -> None:
     _, upsampled = images
-    decoded = LatentSpace(kind, 1.0).decode(torch.full_like(upsampled, 9.0), upsampled)  # type: ignore[arg-type]
+    decoded = ImageLatents(kind, 1.0).decode(torch.full_like(upsampled, 9.0), upsampled)  # type: ignore[arg-type]
     assert torch.equal(decoded, torch.ones_like(decoded))
 
 
 def test_the_configuration_names_the_space() -> None:
-    assert build_latents(ModelConfig(latents="residual", latents_scale=4.0)) == LatentSpace("residual", 4.0, 3)
-    assert build_latents(ModelConfig(latents="pixel", latents_scale=4.0)) == LatentSpace("pixel", 1.0, 3)
+    assert build_latents(ModelConfig(latents="residual", latents_scale=4.0), CPU) == ImageLatents("residual", 4.0)
+    assert build_latents(ModelConfig(latents="pixel", latents_scale=4.0), CPU) == ImageLatents("pixel", 1.0)
 
 
 def test_a_space_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        LatentSpace().scale = 2.0  # type: ignore[misc]
+        ImageLatents().scale = 2.0  # type: ignore[misc]
 
 
 def test_the_condition_of_pixels_is_the_image(images: tuple[torch.Tensor, torch.Tensor]) -> None:
     _, upsampled = images
-    space = LatentSpace("pixel", 1.0)
+    space = ImageLatents("pixel", 1.0)
     assert torch.equal(space.condition(upsampled), upsampled)
-    assert space.condition_channels == 3
+    assert space.shape.condition_channels == 3
 
 
 def test_the_condition_of_residuals_has_the_images_detail_beside_it() -> None:
     upsampled = torch.rand(2, 3, 24, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    space = LatentSpace("residual", 5.0)
+    space = ImageLatents("residual", 5.0)
     condition = space.condition(upsampled)
-    assert condition.shape == (2, space.condition_channels, 24, 16)
+    assert condition.shape == (2, space.shape.condition_channels, 24, 16)
     assert torch.equal(condition[:, :3], upsampled)
     window = upsampled[1, 2, 6:15, 3:12]
     torch.testing.assert_close(condition[1, 5, 10, 7], 5 * (upsampled[1, 2, 10, 7] - window.mean()))
@@ -78,5 +79,5 @@ def test_the_condition_of_residuals_has_the_images_detail_beside_it() -> None:
 
 
 def test_a_plain_area_has_no_detail_up_to_its_border() -> None:
-    condition = LatentSpace("residual", 5.0).condition(torch.full((1, 3, 12, 12), 0.7))
+    condition = ImageLatents("residual", 5.0).condition(torch.full((1, 3, 12, 12), 0.7))
     torch.testing.assert_close(condition[:, 3:], torch.zeros(1, 3, 12, 12), rtol=0, atol=1e-5)

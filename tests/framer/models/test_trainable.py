@@ -4,7 +4,7 @@ import pytest
 
 from framer.config.model import ModelConfig
 from framer.errors import ConfigError
-from framer.models.build import build_transformer
+from framer.models.build import build_model
 from framer.models.trainable import freeze_the_rest, trainable_parameters
 
 ARCHITECTURE = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 8, "dual_attention_layers": [0]}
@@ -12,7 +12,7 @@ ARCHITECTURE = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim":
 
 def _names(trainable: object) -> tuple[frozenset[str], set[str]]:
     config = ModelConfig(architecture=ARCHITECTURE, trainable=trainable)  # type: ignore[arg-type]
-    model = build_transformer(config, seed=0)
+    model = build_model(config, seed=0)
     return trainable_parameters(model, config), {name for name, _ in model.named_parameters()}
 
 
@@ -45,7 +45,7 @@ def test_what_matches_nothing_is_refused(entry: str) -> None:
 
 def test_the_rest_is_frozen() -> None:
     config = ModelConfig(architecture=ARCHITECTURE, trainable=["attention"])
-    model = build_transformer(config, seed=0)
+    model = build_model(config, seed=0)
     selected = trainable_parameters(model, config)
     freeze_the_rest(model, selected)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == selected

@@ -170,3 +170,15 @@ def test_parameters_are_gathered_for_forward_backward_and_recomputation() -> Non
     total = sum(parameter.numel for parameter in planner.trace(config).parameters)
     # What is used again within a billion elements, all of this model, stays: each parameter comes once, with padding.
     assert all(total <= elements < 1.02 * total for elements in gathered)
+
+
+def test_adapters_alone_have_gradients_and_optimizer_states() -> None:
+    model = {**SMALL["model"], "lora": {"rank": 2, "train_also": ["control"]}}
+    whole, adapted = (trace_micro_step(config) for config in (small_config(), small_config(model=model)))
+    trained = {parameter.name for parameter in adapted.parameters if parameter.trained}
+    assert trained == {p.name for p in adapted.parameters if ".lora_" in p.name or p.name.startswith("pos_embed.proj.")}
+    frozen = sum(parameter.numel for parameter in adapted.parameters if ".lora_" not in parameter.name)
+    assert frozen == sum(parameter.numel for parameter in whole.parameters)
+    plan = Planner(small_config(model=model), world_size=1).plan(Setting(0))
+    states = plan.memory.device["optimizer step"].parts["optimizer states"]
+    assert states == 2 * 4 * sum(parameter.numel for parameter in adapted.parameters if parameter.trained)

@@ -18,11 +18,10 @@ from torch import Tensor
 from framer import Framer
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
-from framer.models.build import build_transformer
-from framer.models.conditioning import model_inputs
-from framer.models.latents import build_latents
+from framer.models.build import build_model
+from framer.models.restoration_model import RestorationModel
 from framer.models.trainable import freeze_the_rest, trainable_parameters
-from framer.objectives import FlowMatching
+from framer.objectives import build_objective
 from framer.seeding import derived_seed
 from framer.training import trainer as trainer_module
 from framer.training.batches import build_dataset, stream_batches
@@ -35,7 +34,7 @@ Gradients = dict[str, Tensor]
 
 def plain_run(config: TrainConfig) -> dict[str, Any]:
     """Steps of one process in plain torch: what every engine must equal."""
-    model = build_transformer(config.model, seed=config.seed)
+    model = build_model(config.model, seed=config.seed)
     trained = trainable_parameters(model, config.model)
     freeze_the_rest(model, trained)
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in trained}
@@ -46,18 +45,21 @@ def plain_run(config: TrainConfig) -> dict[str, Any]:
         weight_decay=config.optimizer.weight_decay,
         eps=config.optimizer.eps,
     )
-    latents, objective = build_latents(config.model), FlowMatching(config.objective)
+    restoration = RestorationModel(model, config.model, torch.device("cpu"))
+    latents = restoration.latents
+    objective = build_objective(config.objective, latents)
     seed = derived_seed(config.seed, "negatives", config.framer.seed)
     framer = Framer(
-        model, config.framer.model_copy(update={"seed": seed}), prediction_type=config.objective.prediction_type
+        model, config.framer.model_copy(update={"seed": seed}), prediction_type=config.objective.feature_prediction
     )
     losses, gradients = [], []
     for batch in stream_batches(build_dataset(config), config, rank=0, world_size=1, start=0, count=STEPS):
         upsampled = batch["lr_upsampled"]
         indices = torch.as_tensor(batch["index"]).tolist()
-        noisy = objective.add_noise(latents.encode(batch["hr"], upsampled), indices, config.seed)
+        clean = latents.encode(batch["hr"], upsampled, indices=indices, seed=config.seed)
+        noisy = objective.add_noise(clean, upsampled, indices, config.seed)
         with framer.capture():
-            output = model(**model_inputs(model, noisy.sample, latents.condition(upsampled), noisy.timesteps)).sample
+            output = restoration.predict(noisy.sample, upsampled, noisy.timesteps)
         framer_loss = framer.loss(sample=noisy.sample, sigmas=noisy.sigmas).total
         loss = objective.loss(output, noisy) + framer_loss
         loss.backward()

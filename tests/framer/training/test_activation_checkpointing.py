@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from sd3 import model_inputs
 from torch import Tensor
 
 from framer import Framer
 from framer.config.engine import ActivationCheckpointingConfig
 from framer.config.model import ModelConfig
 from framer.errors import ConfigError
-from framer.models.build import build_transformer
-from framer.models.conditioning import model_inputs
+from framer.models.build import build_model
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 
 LAYERS = 6
@@ -21,7 +21,7 @@ LAYERS = 6
 
 def _model() -> Any:
     config = ModelConfig(architecture={"num_layers": LAYERS, "num_attention_heads": 2, "attention_head_dim": 8})  # type: ignore[arg-type]
-    model = build_transformer(config, seed=0)
+    model = build_model(config, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

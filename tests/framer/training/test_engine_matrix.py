@@ -18,7 +18,7 @@ from training_runs import TINY, run_on_ranks, tiny_config
 
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
-from framer.models.build import build_transformer
+from framer.models.build import build_model
 from framer.training.export import write_diffusers_folder
 
 CHECKPOINTING: dict[str, Any] = {
@@ -58,7 +58,7 @@ def _name(case: Case) -> str:
 def _pretrained(folder: Path) -> Path:
     """Random weights throughout: DiT's start has gates of zero, behind which attention gets no gradient."""
     config = load_config(TrainConfig, tiny_config(folder / "initial"))
-    model = build_transformer(config.model, seed=0)
+    model = build_model(config.model, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

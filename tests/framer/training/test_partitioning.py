@@ -12,7 +12,8 @@ from training_runs import run_on_ranks, tiny_config
 
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
-from framer.models.build import build_transformer
+from framer.models.build import build_model
+from framer.training.engine import COMPUTE_DTYPES
 from framer.training.export import write_diffusers_folder
 
 _BUILD = """
@@ -32,7 +33,7 @@ start_distributed()
 folder = Path(sys.argv[1])
 for path in sys.argv[2:]:
     config = load_config(TrainConfig, path)
-    build, whole = partitioning.build_transformer_by_module, [0]
+    build, whole = partitioning.build_model_by_module, [0]
 
     def watched(*args, place, **kwargs):
         def watch(module):
@@ -41,9 +42,9 @@ for path in sys.argv[2:]:
             whole[0] = max(whole[0], sum(made))
         return build(*args, place=watch, **kwargs)
 
-    partitioning.build_transformer_by_module = watched
-    model = partitioning.build_partitioned_transformer(config)
-    partitioning.build_transformer_by_module = build
+    partitioning.build_model_by_module = watched
+    model = partitioning.build_partitioned_model(config)
+    partitioning.build_model_by_module = build
     held = sum(p.data.numel() + p.ds_tensor.numel() for p in model.parameters())
     total = sum(p.ds_numel for p in model.parameters())
     weights = {name: value.clone() for name, value in gathered_parameters(model)}
@@ -56,7 +57,7 @@ for path in sys.argv[2:]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("partitioned")
     initial = load_config(TrainConfig, tiny_config(folder / "initial"))
-    model = build_transformer(initial.model, seed=5)
+    model = build_model(initial.model, seed=5)
     write_diffusers_folder(model, model.state_dict(), initial, folder / "whole")
     model.save_pretrained(folder / "sharded", max_shard_size="20KB")
     assert len(list((folder / "sharded").glob("*.safetensors"))) > 2
@@ -67,6 +68,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pretrained": {"model": {"pretrained": str(folder / "whole")}},
         "sharded-file": {"model": {"pretrained": str(folder / "sharded")}},
         "base": {"model": {"pretrained": "base", "latents_scale": 5.0}},
+        "adapters": {
+            "model": {"pretrained": str(folder / "whole"), "lora": {"target_modules": ["to_q", "pos_embed.proj"]}},
+            "training": {"precision": "bf16"},
+        },
     }
     configs = [tiny_config(folder / name, **{**narrow, **sections}) for name, sections in cases.items()]
     for status, errors in run_on_ranks(2, _BUILD, [folder, *configs], timeout=300):
@@ -74,11 +79,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["random", "bf16", "pretrained", "sharded-file", "base"])
+@pytest.mark.parametrize("name", ["random", "bf16", "pretrained", "sharded-file", "base", "adapters"])
 def test_partitioned_weights_equal_those_built_at_once(built: Path, name: str) -> None:
     config = load_config(TrainConfig, built / name / "config.yaml")
-    dtype = torch.bfloat16 if name == "bf16" else torch.float32
-    expected = build_transformer(config.model, seed=config.seed)
+    dtype = COMPUTE_DTYPES[config.training.precision]
+    expected = build_model(config.model, seed=config.seed)
     for rank in range(2):
         state = torch.load(built / f"{name}-{rank}.pt", weights_only=True)
         assert state["weights"].keys() == expected.state_dict().keys()
@@ -88,7 +93,7 @@ def test_partitioned_weights_equal_those_built_at_once(built: Path, name: str) -
             assert torch.equal(state["weights"][key], buffer), key
 
 
-@pytest.mark.parametrize("name", ["random", "pretrained"])
+@pytest.mark.parametrize("name", ["random", "pretrained", "adapters"])
 def test_no_rank_holds_more_than_its_part(built: Path, name: str) -> None:
     for rank in range(2):
         state = torch.load(built / f"{name}-{rank}.pt", weights_only=True)
@@ -98,7 +103,7 @@ def test_no_rank_holds_more_than_its_part(built: Path, name: str) -> None:
 
 def test_weights_of_another_shape_are_named(built: Path) -> None:
     config = load_config(TrainConfig, built / "pretrained" / "config.yaml")
-    model = build_transformer(config.model, seed=0)
+    model = build_model(config.model, seed=0)
     folder = built / "broken"
     model.save_pretrained(folder)
     weights = {key: value.clone() for key, value in model.state_dict().items()}

@@ -20,7 +20,7 @@ from framer.config.loading import build_config, load_config
 from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.planning.activations import trace_micro_step
-from framer.training.checks import check_tokens
+from framer.training.checks import check_sizes
 from framer.training.export_checkpoint import export_checkpoint
 from framer.training.manifest import hash_file, read_manifest, write_manifest
 from framer.training.trainer import Trainer
@@ -183,9 +183,9 @@ def test_a_run_from_before_there_were_methods_goes_on(tmp_path: Path) -> None:
 
 def test_only_framers_bands_need_a_grid_of_several_tokens(encoder: Path, tmp_path: Path) -> None:
     model = SimpleNamespace(config=SimpleNamespace(patch_size=32, pos_embed_max_size=4))
-    check_tokens(model, config_of(tmp_path, "layersync", encoder))
+    check_sizes(model, config_of(tmp_path, "layersync", encoder))
     with pytest.raises(UserError, match=r"framer.cutoff 0.25 with data.crop_size 32"):
-        check_tokens(model, build_config(TrainConfig, {**TINY, "output_dir": "x"}, source="test"))
+        check_sizes(model, build_config(TrainConfig, {**TINY, "output_dir": "x"}, source="test"))
 
 
 def test_a_missing_encoder_is_told_before_training(tmp_path: Path) -> None:

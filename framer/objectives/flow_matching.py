@@ -1,37 +1,23 @@
-"""The noise objective: what the model is trained on beside FRAMER."""
+"""Flow matching: from noise to image along straight lines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from framer.config.model import ObjectiveConfig
+from framer.config.objective import NUM_TRAIN_TIMESTEPS, ObjectiveConfig
+from framer.objectives.base import NoisyBatch, Objective, Predict, Supervision, draw_noise, initial_noise
 from framer.seeding import normal_per_sample
 
-NUM_TRAIN_TIMESTEPS = 1000
 MIN_SIGMA = 0.05
 """Smallest sigma that an error of the clean sample is divided by."""
 
 
-class NoisyBatch(NamedTuple):
-    """Latents on their way to noise."""
-
-    latents: Tensor
-    """Clean latents, ``[B, C, H, W]`` float32."""
-    noise: Tensor
-    """Standard normal, ``[B, C, H, W]`` float32."""
-    sample: Tensor
-    """``(1 - sigma) * latents + sigma * noise``, ``[B, C, H, W]`` float32."""
-    sigmas: Tensor
-    """``[B]`` float32 in (0, 1)."""
-    timesteps: Tensor
-    """``sigmas * 1000``, ``[B]`` float32: bf16 would round 998.39 to 1000."""
-
-
-class FlowMatching:
+class FlowMatching(Objective):
     """Rectified flow with logit-normal timesteps, as Stable Diffusion 3 (arXiv 2403.03206, section 3.1).
 
     Args:
@@ -46,24 +32,17 @@ class FlowMatching:
         s = self.config.timestep_shift
         return s * sigmas / (1 + (s - 1) * sigmas)
 
-    def add_noise(self, latents: Tensor, indices: Sequence[int], seed: int) -> NoisyBatch:
-        """Draws noise and timestep of each sample and mixes them.
-
-        Args:
-            latents: ``[B, C, H, W]``, computed in float32.
-            indices: The samples' indices in the training stream, length B; the draws depend on them and ``seed`` alone.
-            seed: The run's seed.
-
-        Raises:
-            ValueError: There are not as many indices as samples.
-        """
-        latents = latents.float()
-        keys = list(indices)
-        if len(keys) != len(latents):
-            raise ValueError(f"{len(keys)} indices for {len(latents)} samples")
-        noise = normal_per_sample(latents.shape[1:], keys, seed, "noise").to(latents.device)
+    def add_noise(self, latents: Tensor, reference: Tensor, indices: Sequence[int], seed: int) -> NoisyBatch:
+        """Draws noise and timestep of each sample and mixes them, see :meth:`Objective.add_noise`."""
+        latents, keys = latents.float(), list(indices)
+        noise = draw_noise(latents, keys, seed)
         logits = normal_per_sample((), keys, seed, "timestep").to(latents.device)
         sigmas = self.shift(torch.sigmoid(self.config.logit_mean + self.config.logit_std * logits))
+        return self.at(latents, noise, sigmas)
+
+    def at_timestep(self, latents: Tensor, reference: Tensor, noise: Tensor, timestep: int) -> NoisyBatch:
+        """Mixes given noise into the latents at sigma ``timestep / 1000``."""
+        sigmas = torch.full((len(latents),), timestep / NUM_TRAIN_TIMESTEPS, device=latents.device)
         return self.at(latents, noise, sigmas)
 
     @staticmethod
@@ -84,13 +63,12 @@ class FlowMatching:
             return output.float()
         return (sample - output.float()) / sigmas.view(-1, 1, 1, 1)
 
-    def loss(self, output: Tensor, batch: NoisyBatch) -> Tensor:
-        """Mean squared error of the target, a float32 scalar.
+    def prediction(self, output: Tensor, sample: Tensor, timesteps: Tensor) -> Tensor:
+        """The velocity that the output means."""
+        return self.velocity(output, sample, timesteps / NUM_TRAIN_TIMESTEPS)
 
-        Args:
-            output: The model's output, ``[B, C, H, W]``.
-            batch: What the model saw.
-        """
+    def loss(self, output: Tensor, batch: NoisyBatch, supervision: Supervision | None = None) -> Tensor:
+        """Mean squared error of the target, see :meth:`Objective.loss`."""
         level = batch.sigmas.view(-1, 1, 1, 1)
         # x0 = sample - sigma * velocity: the error of x0 is sigma times that of the velocity.
         if self.config.prediction_type == "velocity":
@@ -99,3 +77,19 @@ class FlowMatching:
         error = output.float() - batch.latents
         # The velocity's error grows without bound at the clean end; JiT (arXiv 2511.13720) clips there too.
         return (error if self.config.target == "x0" else error / level.clamp(min=MIN_SIGMA)).square().mean()
+
+    def sample(self, predict: Predict, reference: Tensor, *, channels: int, steps: int, seed: int) -> Tensor:
+        """Follows the velocity from noise in Euler steps, see :meth:`Objective.sample`."""
+        scheduler = FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.config.timestep_shift
+        )
+        # Evenly spaced from 1; the scheduler's own spacing would spend its last step next to zero.
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+        sample = initial_noise(reference, channels, seed)
+        for timestep in scheduler.timesteps:
+            sample = scheduler.step(predict(sample, timestep), timestep, sample, return_dict=False)[0]
+        return sample
+
+    def describe_sampling(self, steps: int) -> str:
+        """Euler steps."""
+        return f"{steps} Euler steps from noise"

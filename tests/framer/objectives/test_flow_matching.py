@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from framer.config.model import ObjectiveConfig
-from framer.objectives import MIN_SIGMA, FlowMatching, NoisyBatch
+from framer.config.objective import ObjectiveConfig
+from framer.objectives import FlowMatching, NoisyBatch
+from framer.objectives.flow_matching import MIN_SIGMA
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -20,13 +22,17 @@ def objective(**settings: object) -> FlowMatching:
     return FlowMatching(ObjectiveConfig(**settings))  # type: ignore[arg-type]
 
 
+def add_noise(flow: FlowMatching, latents: Tensor, indices: Sequence[int], seed: int = 0) -> NoisyBatch:
+    return flow.add_noise(latents, torch.zeros_like(latents), indices, seed)
+
+
 def noisy(*sigmas: float) -> NoisyBatch:
     shape = (len(sigmas), 3, 4, 6)
     return FlowMatching.at(draw(*shape, seed=1), draw(*shape, seed=2), torch.tensor(sigmas))
 
 
 def test_the_sample_is_the_mixture_of_latents_and_noise() -> None:
-    batch = objective().add_noise(draw(5, 3, 4, 6), [10, 11, 12, 13, 14], seed=0)
+    batch = add_noise(objective(), draw(5, 3, 4, 6), [10, 11, 12, 13, 14])
     for b in range(5):
         sigma = float(batch.sigmas[b])
         assert 0 < sigma < 1
@@ -43,26 +49,27 @@ def test_the_ends_of_the_path_are_the_latents_and_the_noise() -> None:
 
 def test_draws_depend_on_the_seed_and_the_samples_own_index_alone() -> None:
     flow, latents = objective(), draw(4, 3, 4, 4)
-    whole = flow.add_noise(latents, [7, 8, 9, 10], seed=5)
-    parts = [flow.add_noise(latents[:1], [7], seed=5), flow.add_noise(latents[1:], [8, 9, 10], seed=5)]
-    for name, value in whole._asdict().items():
+    whole = add_noise(flow, latents, [7, 8, 9, 10], seed=5)
+    parts = [add_noise(flow, latents[:1], [7], seed=5), add_noise(flow, latents[1:], [8, 9, 10], seed=5)]
+    for name in ("latents", "noise", "sample", "sigmas", "timesteps"):
+        value = getattr(whole, name)
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value), name
-    moved = flow.add_noise(latents, [10, 9, 8, 7], seed=5)
+    moved = add_noise(flow, latents, [10, 9, 8, 7], seed=5)
     assert torch.equal(moved.noise, whole.noise.flip(0))
     assert torch.equal(moved.sigmas, whole.sigmas.flip(0))
-    other = flow.add_noise(latents, [7, 8, 9, 10], seed=6)
+    other = add_noise(flow, latents, [7, 8, 9, 10], seed=6)
     assert not torch.isclose(other.noise, whole.noise).all(dim=(1, 2, 3)).any()
     assert not torch.isclose(other.sigmas, whole.sigmas).any()
 
 
 def test_draws_leave_the_global_random_state_alone() -> None:
     state = torch.get_rng_state()
-    objective().add_noise(draw(2, 3, 4, 4), [0, 1], seed=0)
+    add_noise(objective(), draw(2, 3, 4, 4), [0, 1])
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_noise_and_time_are_drawn_independently() -> None:
-    batch = objective(timestep_shift=1.0).add_noise(torch.zeros(1000, 1, 2, 2), range(1000), seed=0)
+    batch = add_noise(objective(timestep_shift=1.0), torch.zeros(1000, 1, 2, 2), range(1000))
     logits = torch.logit(batch.sigmas)
     for numbers in batch.noise.flatten(1).T:
         assert abs(float(torch.corrcoef(torch.stack([numbers, logits]))[0, 1])) < 0.1
@@ -74,7 +81,7 @@ def test_noise_and_time_are_drawn_independently() -> None:
 def test_sigma_is_logit_normal_and_shifted(mean: float, std: float, shift: float) -> None:
     count = 4000
     flow = objective(logit_mean=mean, logit_std=std, timestep_shift=shift)
-    sigmas = flow.add_noise(torch.zeros(count, 1, 1, 1), range(count), seed=0).sigmas.double()
+    sigmas = add_noise(flow, torch.zeros(count, 1, 1, 1), range(count)).sigmas.double()
     for probability in (0.05, 0.25, 0.5, 0.75, 0.95):
         # Shifting by s adds log(s) to the logit; the tolerance is four standard errors of the sample quantile.
         expected = mean + std * NormalDist().inv_cdf(probability) + math.log(shift)
@@ -96,14 +103,14 @@ def test_the_shift_keeps_both_ends() -> None:
 
 
 def test_half_precision_latents_are_mixed_in_float32() -> None:
-    batch = objective().add_noise(draw(2, 3, 4, 4).bfloat16(), [0, 1], seed=0)
-    assert {value.dtype for value in batch} == {torch.float32}
+    batch = add_noise(objective(), draw(2, 3, 4, 4).bfloat16(), [0, 1])
+    assert {value.dtype for value in batch if value is not None} == {torch.float32}
 
 
 @pytest.mark.parametrize("indices", [[], [1], [1, 2, 3]])
 def test_as_many_indices_as_samples(indices: list[int]) -> None:
     with pytest.raises(ValueError, match=f"{len(indices)} indices for 2 samples"):
-        objective().add_noise(draw(2, 3, 4, 4), indices, seed=0)
+        add_noise(objective(), draw(2, 3, 4, 4), indices)
 
 
 def expected_loss(prediction: str, target: str, output: Tensor, batch: NoisyBatch) -> float:
@@ -178,3 +185,10 @@ def test_the_gradient_reaches_the_output(prediction: str, target: str) -> None:
     objective(prediction_type=prediction, target=target).loss(output, batch).backward()
     assert output.grad is not None
     assert bool((output.grad != 0).all())
+
+
+def test_at_a_timestep_the_noise_is_given() -> None:
+    latents, noise = draw(2, 3, 4, 6, seed=1), draw(2, 3, 4, 6, seed=2)
+    batch = objective().at_timestep(latents, latents, noise, 300)
+    assert torch.equal(batch.sample, FlowMatching.at(latents, noise, torch.full((2,), 0.3)).sample)
+    assert batch.timesteps.tolist() == [300, 300]

@@ -1,0 +1,68 @@
+"""A diffusion model together with what stands between it and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from framer.config.model import ModelConfig
+from framer.models.backbones import backbone_for
+from framer.models.latents import LatentSpace, build_latents
+from framer.models.text import text_embeddings
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+
+class RestorationModel:
+    """Calls a model as its family is called: with the low-resolution image as a condition, and the text.
+
+    Args:
+        model: The model in training, or one to restore with.
+        config: What it was built from.
+        device: Where the model is.
+        latents: What it diffuses; built from the configuration by default.
+
+    Raises:
+        UserError: The autoencoder or the text embeddings are missing, damaged or do not fit.
+    """
+
+    def __init__(
+        self, model: ModelMixin, config: ModelConfig, device: torch.device, *, latents: LatentSpace | None = None
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.backbone = backbone_for(config)
+        self.latents = build_latents(config, device) if latents is None else latents
+        self._text = text_embeddings(config, self.backbone.text_sizes(model))
+
+    def inputs(self, sample: Tensor, reference: Tensor, timesteps: Tensor) -> dict[str, Any]:
+        """Keyword arguments of the model's forward, in its dtype.
+
+        Args:
+            sample: Noisy latents, ``[B, C, h, w]``.
+            reference: As :meth:`LatentSpace.reference` gives it, ``[B, C', h, w]``.
+            timesteps: ``[B]`` float32 in [0, 1000].
+        """
+        dtype = next(self.model.parameters()).dtype
+        sample, condition = sample.to(dtype), self.latents.condition(reference).to(dtype)
+        text = self._text.expand(len(sample), sample)
+        height, width = (side * self.latents.shape.downscale for side in sample.shape[-2:])
+        return self.backbone.inputs(self.model, sample, condition, timesteps, text, image_size=(height, width))
+
+    def predict(
+        self, sample: Tensor, reference: Tensor, timesteps: Tensor, *, run: Callable[..., Any] | None = None
+    ) -> Tensor:
+        """The model's output, ``[B, C, h, w]``.
+
+        Args:
+            sample: As in :meth:`inputs`.
+            reference: As in :meth:`inputs`.
+            timesteps: As in :meth:`inputs`.
+            run: Runs the model: the engine around it; by default the model itself.
+        """
+        output: Tensor = (run or self.model)(**self.inputs(sample, reference, timesteps)).sample
+        return output

@@ -1,0 +1,76 @@
+"""Embeddings of the text that a model sees: the same for every image, zeros unless a file gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from framer.config.model import ModelConfig
+from framer.errors import UserError
+
+PROMPT, POOLED = "prompt_embeds", "pooled_prompt_embeds"
+
+
+class TextSizes(NamedTuple):
+    """Channels of text embeddings."""
+
+    prompt: int
+    pooled: int | None
+    """None where the model takes no pooled embedding."""
+
+
+class TextEmbeddings(NamedTuple):
+    """What a model sees of a text."""
+
+    prompt: Tensor
+    """``[T, D]``, or ``[B, T, D]`` for a batch."""
+    pooled: Tensor | None
+    """``[P]``, or ``[B, P]`` for a batch."""
+
+    def expand(self, batch: int, like: Tensor) -> TextEmbeddings:
+        """The embeddings for a batch, on the device and in the dtype of a tensor; views where possible."""
+        prompt = self.prompt.to(like.device, like.dtype).expand(batch, -1, -1)
+        pooled = None if self.pooled is None else self.pooled.to(like.device, like.dtype).expand(batch, -1)
+        return TextEmbeddings(prompt, pooled)
+
+
+def text_embeddings(config: ModelConfig, sizes: TextSizes) -> TextEmbeddings:
+    """The embeddings that ``model.text_embeddings`` names, or zeros.
+
+    Args:
+        config: Names a safetensors file with ``prompt_embeds`` ``[T, D]`` and, for a model that takes one,
+            ``pooled_prompt_embeds`` ``[P]``.
+        sizes: Of the model.
+
+    Raises:
+        UserError: The file is missing or damaged, lacks one of them, or they have other sizes.
+    """
+    if config.text_embeddings is None:
+        pooled = None if sizes.pooled is None else torch.zeros(sizes.pooled)
+        return TextEmbeddings(torch.zeros(config.text_tokens, sizes.prompt), pooled)
+    path = Path(config.text_embeddings).expanduser()
+    try:
+        found = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"model.text_embeddings: {path} not found") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.text_embeddings: cannot read {path}: {error}") from None
+    prompt = _read(found, PROMPT, path, sizes.prompt, ndim=2)
+    pooled = None if sizes.pooled is None else _read(found, POOLED, path, sizes.pooled, ndim=1)
+    return TextEmbeddings(prompt, pooled)
+
+
+def _read(found: dict[str, Tensor], name: str, path: Path, channels: int, *, ndim: int) -> Tensor:
+    if name not in found:
+        raise UserError(f"model.text_embeddings: {path} lacks {name}; it holds {', '.join(sorted(found)) or 'nothing'}")
+    value = found[name].float()
+    value = value[0] if value.ndim == ndim + 1 and value.shape[0] == 1 else value
+    if value.ndim != ndim or value.shape[-1] != channels:
+        expected = f"[tokens, {channels}]" if ndim == 2 else f"[{channels}]"
+        raise UserError(f"model.text_embeddings: {name} in {path} has shape {list(value.shape)}; expected {expected}")
+    return value
