@@ -101,7 +101,7 @@ class FramerConfig(ConfigSection):
     """Temperature of the contrastive losses; above 0."""
 
     reduce: Literal["sum", "mean"] = "sum"
-    """How the layers' losses become one."""
+    """How the students' losses become one."""
 
     shared_negatives: bool = False
     """Whether the random-layer features of the other images are negatives of the high band too."""
@@ -119,7 +119,8 @@ class FramerConfig(ConfigSection):
     all layers; `independent`, any other layer. Uniform over the other layers either way."""
 
     in_batch_negatives_across_ranks: bool = True
-    """Whether the other images in the high band's loss are those of every rank, or of the own rank alone."""
+    """Whether the other images, in the high band's loss or in that of `dispersive`, are those of every rank, or of the
+    own rank alone."""
 
     seed: int = Field(default=0, ge=0)
     """Seed of the random-layer negatives, the same on every rank; 0 or more."""
