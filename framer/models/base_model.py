@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from framer.config.model import ModelConfig
 from framer.errors import UserError
@@ -78,7 +78,7 @@ def load_base_model(
         )
     if device.type == "meta":
         with device:
-            return BaseModel(cls.from_config(settings).to(dtype), config, downscale=downscale)
+            return BaseModel(nn.Module.to(cls.from_config(settings), dtype), config, downscale=downscale)
     if not has_weights(folder):
         raise UserError(f"{_KEY}: {folder / WEIGHTS_FILE} not found; expected a folder written by save_pretrained")
     try:
