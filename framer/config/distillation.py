@@ -151,10 +151,9 @@ class FramerConfig(ConfigSection):
         """Adds the preset's and the method's values for the fields that are not given."""
         if not isinstance(data, Mapping):
             return data
-        given = [section for section in SECTIONS if data.get(section) is not None]
-        chosen = {"method": given[0]} if len(given) == 1 and "method" not in data else {}
-        data = {**chosen, **data}
-        preset, method = data.get("preset", "paper"), data.get("method", "framer")
+        method = chosen_method(data)
+        data = {"method": method, **data}
+        preset = data.get("preset", "paper")
         of_preset = _PRESETS.get(preset, {}) if isinstance(preset, str) else {}
         of_method = METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
         return {**of_preset, **of_method, **data}
@@ -180,6 +179,12 @@ class FramerConfig(ConfigSection):
                 "teacher_layer chooses their layer"
             )
         return self
+
+
+def chosen_method(data: Mapping[str, object]) -> object:
+    """The method that a section of settings names, or whose own section alone it has."""
+    given = [section for section in SECTIONS if data.get(section) is not None]
+    return data.get("method", given[0] if len(given) == 1 else "framer")
 
 
 def _shown(value: object) -> object:
