@@ -101,7 +101,7 @@ class FramerConfig(ConfigSection):
     """Temperature of the contrastive losses; above 0."""
 
     reduce: Literal["sum", "mean"] = "sum"
-    """How the layers' losses become one."""
+    """How the students' losses become one."""
 
     shared_negatives: bool = False
     """Whether the random-layer features of the other images are negatives of the high band too."""
@@ -119,7 +119,8 @@ class FramerConfig(ConfigSection):
     all layers; `independent`, any other layer. Uniform over the other layers either way."""
 
     in_batch_negatives_across_ranks: bool = True
-    """Whether the other images in the high band's loss are those of every rank, or of the own rank alone."""
+    """Whether the other images, in the high band's loss or in that of `dispersive`, are those of every rank, or of the
+    own rank alone."""
 
     seed: int = Field(default=0, ge=0)
     """Seed of the random-layer negatives, the same on every rank; 0 or more."""
@@ -150,10 +151,9 @@ class FramerConfig(ConfigSection):
         """Adds the preset's and the method's values for the fields that are not given."""
         if not isinstance(data, Mapping):
             return data
-        given = [section for section in SECTIONS if data.get(section) is not None]
-        chosen = {"method": given[0]} if len(given) == 1 and "method" not in data else {}
-        data = {**chosen, **data}
-        preset, method = data.get("preset", "paper"), data.get("method", "framer")
+        method = chosen_method(data)
+        data = {"method": method, **data}
+        preset = data.get("preset", "paper")
         of_preset = _PRESETS.get(preset, {}) if isinstance(preset, str) else {}
         of_method = METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
         return {**of_preset, **of_method, **data}
@@ -179,6 +179,12 @@ class FramerConfig(ConfigSection):
                 "teacher_layer chooses their layer"
             )
         return self
+
+
+def chosen_method(data: Mapping[str, object]) -> object:
+    """The method that a section of settings names, or whose own section alone it has."""
+    given = [section for section in SECTIONS if data.get(section) is not None]
+    return data.get("method", given[0] if len(given) == 1 else "framer")
 
 
 def _shown(value: object) -> object:

@@ -19,15 +19,19 @@ class ModelConfig(ConfigSection):
     """``base`` (the small model that ships with the package), a diffusers folder, or null: random weights."""
     architecture: Architecture = SD3Architecture()
     """Read only where ``pretrained`` is null."""
-    conditioning: Literal["concat", "control_stream"] = "concat"
+    conditioning: Literal["concat", "control_stream", "none"] = "concat"
     """How the low-resolution image enters: ``concat``, joined to the noisy input by channels; ``control_stream``, as a
-    second stream of image tokens (SD3 alone)."""
+    second stream of image tokens (SD3 alone); ``none``, not beside the input, for ``objective.type`` ``one_step``,
+    where it is the input (U-Nets alone)."""
     control_variant: Literal["r1", "v1"] = "r1"
     """Whose keys the low-resolution tokens of ``control_stream`` have: their own, or, as DiT4SR's first weights were
     trained, those of the noisy tokens."""
     text_embeddings: str | None = None
     """A safetensors file with ``prompt_embeds`` ``[T, D]`` and, where the model takes one, ``pooled_prompt_embeds``
     ``[P]``, seen with every image, such as those of the empty text; null: ``text_tokens`` zeros."""
+    negative_text_embeddings: str | None = None
+    """Another such file, of the empty or a negative text, for score distillation (``objective.csd_weight``); null: as
+    many zeros."""
     text_tokens: PositiveInt = 1
     """Text tokens of zeros; not read where ``text_embeddings`` is given."""
     trainable: Annotated[list[NonEmptyText], Field(min_length=1), BeforeValidator(one_or_more)] = ["all"]

@@ -25,6 +25,7 @@ FIELDS: Final[Mapping[ObjectiveType, tuple[str, ...]]] = {
         "lpips_weight",
         "csd_weight",
         "csd_guidance",
+        "csd_base",
         "csd_range",
     ),
 }
@@ -77,6 +78,9 @@ class ObjectiveConfig(ConfigSection):
     """``one_step``: weight of classifier score distillation (arXiv 2310.19415); 1 in PiSA-SR's second stage."""
     csd_guidance: PositiveFloat = 7.5
     """``one_step``: guidance scale of the model that score distillation asks."""
+    csd_base: str | None = None
+    """``one_step``: the diffusers folder of the frozen model that score distillation asks, one that predicts noise and
+    takes latents alone, such as the U-Net of SD 2.1-base; needed where ``csd_weight`` is not 0."""
     csd_range: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.02, 0.5]
     """``one_step``: first and last part of the schedule that score distillation draws its timesteps from."""
 

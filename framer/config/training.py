@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from framer.config.base import ConfigSection
 from framer.config.data import DataConfig, EvaluationConfig
-from framer.config.distillation import FramerConfig
+from framer.config.distillation import FramerConfig, chosen_method
 from framer.config.distributed import DistributedConfig
 from framer.config.engine import ActivationCheckpointingConfig, DeepSpeedConfig, LossScalingConfig
 from framer.config.health import EmaConfig, HealthConfig
@@ -84,6 +85,10 @@ class TrainingConfig(ConfigSection):
         return self
 
 
+TEACHER_DECAY: Final = 0.9999
+"""``training.ema.decay`` where the average teaches and none is given."""
+
+
 class TrainConfig(ConfigSection):
     """A training run, from its photographs to its report."""
 
@@ -103,6 +108,21 @@ class TrainConfig(ConfigSection):
     health: HealthConfig = HealthConfig()
     trackers: TrackersConfig = TrackersConfig()
     distributed: DistributedConfig = DistributedConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _average_that_teaches(cls, data: object) -> object:
+        """Turns the average of the weights on where it teaches and nothing is said about it."""
+        if not isinstance(data, Mapping):
+            return data
+        framer, training = data.get("framer"), data.get("training", {})
+        if not isinstance(framer, Mapping) or not isinstance(training, Mapping):
+            return data
+        teaches = framer.get("teacher") == "ema" or chosen_method(framer) == "sra"
+        average = training.get("ema", {})
+        if not teaches or framer.get("enabled") is False or not isinstance(average, Mapping) or "decay" in average:
+            return data
+        return {**data, "training": {**training, "ema": {**average, "decay": TEACHER_DECAY}}}
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> TrainConfig:
@@ -149,6 +169,16 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 f"framer.method sra with objective.type {objective}: its teacher sees flow matching's noise at a lower "
                 "level; choose another method"
+            )
+        if self.model.conditioning == "none" and objective != "one_step":
+            raise ValueError(
+                f"model.conditioning none with objective.type {objective}: the model would never see the low-"
+                "resolution image; set model.conditioning to concat, or objective.type to one_step"
+            )
+        if objective == "one_step" and self.objective.csd_weight and self.objective.csd_base is None:
+            raise ValueError(
+                f"objective.csd_weight {self.objective.csd_weight} needs objective.csd_base, the diffusers folder of "
+                "the frozen model that score distillation asks"
             )
         if objective == "one_step" and self.model.latents == "residual":
             raise ValueError(

@@ -140,7 +140,7 @@ def _random_state_of_weights(seed: int) -> Iterator[None]:
 
 def _fit_channels(model: ModelMixin, backbone: Backbone, config: ModelConfig, shape: LatentShape) -> bool:
     """Gives the model the inputs of the low-resolution image; whether it had none."""
-    if not backbone.condition_joins_input and shape.condition_channels != shape.channels:
+    if backbone.condition_like_latents and shape.condition_channels != shape.channels:
         raise ConfigError(
             f"model.conditioning={config.conditioning} needs the low-resolution image as latents like the noisy ones; "
             f"model.latents={config.latents} gives {shape.condition_channels} channels beside {shape.channels}; "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from framer.config.model import ModelConfig
 from framer.errors import UserError
@@ -192,7 +192,8 @@ def build_latents(config: ModelConfig, device: torch.device) -> LatentSpace:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.vae_precision]
     if device.type == "meta":
         with device:
-            return VaeLatents(AutoencoderKL.from_config(settings).to(dtype))
+            # Not diffusers' own method, which warns about parameters that from_pretrained would keep in float32.
+            return VaeLatents(nn.Module.to(AutoencoderKL.from_config(settings), dtype))
     if not has_weights(folder):
         raise UserError(f"model.vae: {folder / WEIGHTS_FILE} not found; expected a folder written by save_pretrained")
     try:

@@ -24,7 +24,7 @@ _ADDED_LATER = {"text_tokens": 1, "objective": "flow_matching"}
 """What a folder means that was exported before there was such a setting."""
 
 
-def restoration_settings(config: TrainConfig) -> dict[str, str | int | float]:
+def restoration_settings(config: TrainConfig) -> dict[str, str | int | float | None]:
     """The settings that an export carries."""
     model = config.model
     return {
@@ -33,6 +33,9 @@ def restoration_settings(config: TrainConfig) -> dict[str, str | int | float]:
         "conditioning": config.model.conditioning,
         "scale": config.data.scale,
         "text_tokens": config.model.text_tokens,
+        "text_embeddings": model.text_embeddings,
+        "vae": model.vae,
+        "vae_precision": model.vae_precision,
         "tile": config.data.crop_size,
         "objective": config.objective.type,
         **config.objective.sampling_settings(),

@@ -39,38 +39,44 @@ class TextEmbeddings(NamedTuple):
         return TextEmbeddings(prompt, pooled)
 
 
-def text_embeddings(config: ModelConfig, sizes: TextSizes) -> TextEmbeddings:
+def text_embeddings(config: ModelConfig, sizes: TextSizes, *, negative: bool = False) -> TextEmbeddings:
     """The embeddings that ``model.text_embeddings`` names, or zeros.
 
     Args:
         config: Names a safetensors file with ``prompt_embeds`` ``[T, D]`` and, for a model that takes one,
             ``pooled_prompt_embeds`` ``[P]``.
         sizes: Of the model.
+        negative: Those of ``model.negative_text_embeddings`` instead.
 
     Raises:
         UserError: The file is missing or damaged, lacks one of them, or they have other sizes.
     """
-    if config.text_embeddings is None:
+    key = "negative_text_embeddings" if negative else "text_embeddings"
+    file: str | None = getattr(config, key)
+    if file is None:
         pooled = None if sizes.pooled is None else torch.zeros(sizes.pooled)
         return TextEmbeddings(torch.zeros(config.text_tokens, sizes.prompt), pooled)
-    path = Path(config.text_embeddings).expanduser()
+    path = Path(file).expanduser()
     try:
         found = load_file(path)
     except FileNotFoundError:
-        raise UserError(f"model.text_embeddings: {path} not found") from None
+        raise UserError(f"model.{key}: {path} not found") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"model.text_embeddings: cannot read {path}: {error}") from None
-    prompt = _read(found, PROMPT, path, sizes.prompt, ndim=2)
-    pooled = None if sizes.pooled is None else _read(found, POOLED, path, sizes.pooled, ndim=1)
+        raise UserError(f"model.{key}: cannot read {path}: {error}") from None
+    try:
+        prompt = _read(found, PROMPT, path, sizes.prompt, ndim=2)
+        pooled = None if sizes.pooled is None else _read(found, POOLED, path, sizes.pooled, ndim=1)
+    except ValueError as error:
+        raise UserError(f"model.{key}: {error}") from None
     return TextEmbeddings(prompt, pooled)
 
 
 def _read(found: dict[str, Tensor], name: str, path: Path, channels: int, *, ndim: int) -> Tensor:
     if name not in found:
-        raise UserError(f"model.text_embeddings: {path} lacks {name}; it holds {', '.join(sorted(found)) or 'nothing'}")
+        raise ValueError(f"{path} lacks {name}; it holds {', '.join(sorted(found)) or 'nothing'}")
     value = found[name].float()
     value = value[0] if value.ndim == ndim + 1 and value.shape[0] == 1 else value
     if value.ndim != ndim or value.shape[-1] != channels:
         expected = f"[tokens, {channels}]" if ndim == 2 else f"[{channels}]"
-        raise UserError(f"model.text_embeddings: {name} in {path} has shape {list(value.shape)}; expected {expected}")
+        raise ValueError(f"{name} in {path} has shape {list(value.shape)}; expected {expected}")
     return value

@@ -96,7 +96,7 @@ class MicroStep(NamedTuple):
         parameters: In the model's order.
         blocks: Names of the model's blocks.
         module_parameters: For every module, in the order of ``named_modules``, indices of its own parameters.
-        buffer_bytes: Of the model's buffers, of the frozen autoencoder, and of the encoder of method ``repa``.
+        buffer_bytes: Of the model's buffers, and of the frozen models beside it.
         host_bytes: The most that activations took in the host's memory.
         flops: By part; not told apart, and zero, where parameters are partitioned.
         features: What FRAMER compares.
@@ -189,8 +189,11 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     if config.framer.enabled:
         framer = Framer(model, config.framer, prediction_type=config.objective.feature_prediction, encoder=encoder)
     restoration = RestorationModel(model, config.model, META)
+    forward = ForwardPass(restoration, config, framer)
+    vae = restoration.latents.vae if isinstance(restoration.latents, VaeLatents) else None
+    base = forward.base_model.model if forward.base_model is not None else None
     frozen: list[Tensor] = []
-    for module in (encoder, restoration.latents.vae if isinstance(restoration.latents, VaeLatents) else None):
+    for module in (encoder, vae, base):
         if module is not None:
             frozen += [*module.parameters(), *module.buffers()]
     memory = _Recorder()
@@ -203,7 +206,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         PartitioningEvents(memory.event).watch(model)
     linear: AbstractContextManager[None] = memory_efficient_linear() if partitioned else nullcontext()
     with planned_attention(config.model), linear, memory:
-        _run(restoration, framer, config, memory)
+        _run(forward, model, config, memory)
     return MicroStep(
         moments=tuple(memory.moments),
         parameters=tuple(ParameterSize(n, p.numel(), p.requires_grad) for n, p in model.named_parameters()),
@@ -216,8 +219,8 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     )
 
 
-def _run(model: RestorationModel, framer: Framer | None, config: TrainConfig, memory: _Recorder) -> None:
-    losses = ForwardPass(model, config, framer).losses(model.model, _batch(config))
+def _run(forward: ForwardPass, model: nn.Module, config: TrainConfig, memory: _Recorder) -> None:
+    losses = forward.losses(model, _batch(config))
     loss = losses.noise + losses.framer
     memory.event(BACKWARD)
     loss.backward()  # type: ignore[no-untyped-call]

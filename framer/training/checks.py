@@ -39,7 +39,7 @@ def check_sizes(model: ModelMixin, config: TrainConfig) -> None:
         height, width = (length // downscale for length in size)
         if config.framer.feature_space == "hidden":
             height, width = backbone.feature_size(model, height, width)
-        if config.framer.enabled and config.framer.bands == "radial":
+        if config.framer.enabled and config.framer.method == "framer" and config.framer.bands == "radial":
             try:
                 BandSplit.radial(config.framer.cutoff).low_mask(torch.zeros(1, 1, height, width, dtype=torch.complex64))
             except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from framer.alignment.sra import teacher_sigmas
 from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer, FramerOutput
+from framer.models.base_model import BaseModel, load_base_model
 from framer.models.restoration_model import RestorationModel
 from framer.objectives import FlowMatching, NoisyBatch, Supervision, build_objective
 
@@ -53,6 +55,7 @@ class ForwardPass:
         self._framer = framer
         self._averaged = averaged
         self._objective = build_objective(config.objective, model.latents)
+        self.base_model = _base_model(model, config)
 
     def prepare(self, batch: Sample) -> tuple[NoisyBatch, dict[str, Any]]:
         """A batch with its noise, which depends on nothing but the samples' numbers, and the model's arguments.
@@ -95,7 +98,8 @@ class ForwardPass:
             out = self._framer.loss(sample=noisy.sample, sigmas=noisy.sigmas, images=images)
         supervision: Supervision | None = None
         if self._objective.supervised:
-            supervision = Supervision(batch["hr"].to(self._model.device), batch["lr_upsampled"].to(self._model.device))
+            device = self._model.device
+            supervision = Supervision(batch["hr"].to(device), batch["lr_upsampled"].to(device), self.base_model)
         noise_loss = self._objective.loss(output, noisy, supervision)
         return Losses(inputs, out, noise_loss, noise_loss.new_zeros(()) if out is None else out.total)
 
@@ -111,3 +115,17 @@ class ForwardPass:
         with self._averaged(), framer.capture_teacher():
             model(**inputs)
         model.train(was_training)
+
+
+def _base_model(model: RestorationModel, config: TrainConfig) -> BaseModel | None:
+    if not config.objective.csd_weight or config.objective.csd_base is None:
+        return None
+    shape = model.latents.shape
+    return load_base_model(
+        Path(config.objective.csd_base).expanduser(),
+        config.model,
+        channels=shape.channels,
+        downscale=shape.downscale,
+        device=model.device,
+        dtype=next(model.model.parameters()).dtype,
+    )

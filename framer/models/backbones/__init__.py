@@ -9,7 +9,7 @@ from framer.errors import ConfigError, UserError
 from framer.models.backbones.base import Backbone, InputChannels
 from framer.models.backbones.control_stream import ControlStreamBackbone
 from framer.models.backbones.sd3 import SD3Backbone
-from framer.models.backbones.unet import UNetBackbone
+from framer.models.backbones.unet import UnconditionedUNetBackbone, UNetBackbone
 from framer.models.folders import class_in_folder, pretrained_folder
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _BACKBONES: Final[tuple[tuple[str, str, Backbone], ...]] = (
     ("sd3", "concat", SD3Backbone()),
     ("sd3", "control_stream", ControlStreamBackbone()),
     ("unet", "concat", UNetBackbone()),
+    ("unet", "none", UnconditionedUNetBackbone()),
 )
 """By ``model.architecture.type`` and ``model.conditioning``."""
 

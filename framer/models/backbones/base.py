@@ -43,6 +43,9 @@ class Backbone(ABC):
     condition_joins_input: ClassVar[bool] = True
     """Whether the condition's channels are joined to the latents'."""
 
+    condition_like_latents: ClassVar[bool] = False
+    """Whether the condition must have as many channels as the latents."""
+
     drawn_by_name: ClassVar[bool] = True
     """Whether a module's random weights depend on the seed and its name alone, not on the order of modules."""
 

@@ -24,6 +24,7 @@ class ControlStreamBackbone(SD3Backbone):
 
     class_name = "SD3ControlStreamTransformer2DModel"
     condition_joins_input = False
+    condition_like_latents = True
     drawn_by_name = True
 
     @property

@@ -1,9 +1,9 @@
-"""The U-Nets of Stable Diffusion 1.5, 2.1 and XL, the low-resolution image joined to the latents by channels."""
+"""The U-Nets of Stable Diffusion 1.5, 2.1 and XL."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ TIME_IDS = 6
 
 
 class UNetBackbone(Backbone):
-    """diffusers' ``UNet2DConditionModel``."""
+    """diffusers' ``UNet2DConditionModel``, the low-resolution image joined to the latents by channels."""
 
     class_name = "UNet2DConditionModel"
     input_projection = "conv_in"
     attention_parameters = ("*.attn1.*", "*.attn2.*")
-    control_parameters = ("conv_in.*",)
+    control_parameters: ClassVar[tuple[str, ...]] = ("conv_in.*",)
 
     @property
     def model_class(self) -> type[ModelMixin]:
@@ -100,7 +100,7 @@ class UNetBackbone(Backbone):
     ) -> dict[str, Any]:
         """Keyword arguments of ``UNet2DConditionModel.forward``; SDXL's sizes are those of the image, uncropped."""
         inputs: dict[str, Any] = {
-            "sample": torch.cat([sample, condition], dim=1),
+            "sample": torch.cat([sample, condition], dim=1) if self.condition_joins_input else sample,
             "timestep": timesteps,
             "encoder_hidden_states": text.prompt,
         }
@@ -108,3 +108,10 @@ class UNetBackbone(Backbone):
             time_ids = sample.new_tensor([*image_size, 0, 0, *image_size]).expand(len(sample), -1)
             inputs["added_cond_kwargs"] = {"text_embeds": text.pooled, "time_ids": time_ids}
         return inputs
+
+
+class UnconditionedUNetBackbone(UNetBackbone):
+    """The same without a condition: what it is given as latents is the low-resolution image itself."""
+
+    condition_joins_input = False
+    control_parameters = ()

@@ -220,7 +220,11 @@ def test_dispersives_gradient_is_right() -> None:
     assert torch.autograd.gradcheck(lambda samples: dispersive_loss(samples, 0.5), x)
 
 
-@pytest.mark.parametrize("loss", [token_cosine_loss, squared_distance_loss, smooth_l1_loss])
+def alone(student: Tensor, _: Tensor) -> Tensor:
+    return dispersive_loss(student, 0.5)
+
+
+@pytest.mark.parametrize("loss", [token_cosine_loss, squared_distance_loss, smooth_l1_loss, alone])
 def test_distances_keep_their_two_maps_and_nothing_else(loss: object) -> None:
     x, y = torch.randn(2, 8, 16, 16, dtype=torch.bfloat16, requires_grad=True), torch.randn(2, 8, 16, 16).bfloat16()
     kept: dict[int, int] = {}

@@ -65,14 +65,6 @@ def problems(**framer: object) -> list[str]:
             "chooses their layer",
         ),
         (
-            {"method": "sra"},
-            "framer.teacher ema (method sra) needs training.ema.decay, got null; set it to 0.9999, for example",
-        ),
-        (
-            {"teacher": "ema"},
-            "framer.teacher ema (method framer) needs training.ema.decay, got null; set it to 0.9999, for example",
-        ),
-        (
             {"method": "repa"},
             "framer.method repa needs framer.repa.encoder: the folder of a vision model of transformers, such as "
             "DINOv2",
@@ -88,6 +80,20 @@ def problems(**framer: object) -> list[str]:
 )
 def test_settings_that_make_no_sense_are_named(framer: dict[str, object], problem: str) -> None:
     assert problems(**framer) == [problem]
+
+
+@pytest.mark.parametrize("framer", [{"method": "sra"}, {"teacher": "ema"}, {"sra": {"noise_gap": 0.1}}])
+def test_an_average_that_teaches_is_on_unless_it_is_turned_off(framer: dict[str, object]) -> None:
+    content = {"output_dir": "x", "framer": framer}
+    assert build_config(TrainConfig, content, source="test").training.ema.decay == 0.9999
+    given = content | {"training": {"ema": {"decay": 0.99}}}
+    assert build_config(TrainConfig, given, source="test").training.ema.decay == 0.99
+    with pytest.raises(
+        ConfigError, match=r"framer.teacher ema .* needs training.ema.decay, got null; set it to 0.9999"
+    ):
+        build_config(TrainConfig, content | {"training": {"ema": {"decay": None}}}, source="test")
+    without = content | {"framer": {**framer, "enabled": False}}
+    assert build_config(TrainConfig, without, source="test").training.ema.decay is None
 
 
 def test_without_an_alignment_loss_its_needs_do_not_matter() -> None:

@@ -46,7 +46,7 @@ def test_diffusion_predicts_the_noise_unless_told_otherwise() -> None:
         {"type": "diffusion"},
         {"type": "diffusion", "prediction_type": "v_prediction", "zero_terminal_snr": True},
         {"type": "diffusion", "min_snr_gamma": 5.0},
-        {"type": "one_step", "timestep": 5, "csd_weight": 1.0, "csd_range": [0.1, 0.2]},
+        {"type": "one_step", "timestep": 5, "csd_weight": 1.0, "csd_base": "x", "csd_range": [0.1, 0.2]},
     ],
 )
 def test_a_written_configuration_has_the_settings_of_its_type_and_is_read_again(objective: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def test_a_written_configuration_has_the_settings_of_its_type_and_is_read_again(
         (
             {"type": "one_step", "prediction_type": "epsilon"},
             "prediction_type is a setting of type flow_matching and diffusion, but type is one_step; leave it out "
-            "(one_step has timestep, space, l2_weight, lpips_weight, csd_weight, csd_guidance, csd_range)",
+            "(one_step has timestep, space, l2_weight, lpips_weight, csd_weight, csd_guidance, csd_base, csd_range)",
         ),
         (
             {"prediction_type": "epsilon"},

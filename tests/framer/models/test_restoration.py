@@ -87,7 +87,7 @@ V_PREDICTION = {"type": "diffusion", "prediction_type": "v_prediction"}
             r"objective\.zero_terminal_snr=True \(trained with False\)",
         ),
         (V_PREDICTION, {}, r": objective\.type=flow_matching \(trained with diffusion\); set"),
-        ({"type": "one_step"}, {"type": "one_step", "csd_weight": 1.0}, None),
+        ({"type": "one_step"}, {"type": "one_step", "csd_weight": 1.0, "csd_base": "x"}, None),
         ({"type": "one_step"}, {"type": "one_step", "timestep": 9}, r"objective\.timestep=9 \(trained with 1\)"),
     ],
 )
