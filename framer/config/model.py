@@ -55,6 +55,15 @@ class ModelConfig(ConfigSection):
     """Precision of the autoencoder."""
 
     @model_validator(mode="after")
+    def _variant_is_of_the_stream(self) -> ModelConfig:
+        if self.control_variant != "r1" and self.conditioning != "control_stream":
+            raise ValueError(
+                f"control_variant {self.control_variant} has no effect with conditioning {self.conditioning}; leave it "
+                "out, or set conditioning to control_stream"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _autoencoder_is_named(self) -> ModelConfig:
         if self.latents == "vae" and self.vae is None:
             raise ValueError("latents is vae, but vae, the autoencoder's folder, is not given")

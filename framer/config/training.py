@@ -180,6 +180,11 @@ class TrainConfig(ConfigSection):
                 f"objective.csd_weight {self.objective.csd_weight} needs objective.csd_base, the diffusers folder of "
                 "the frozen model that score distillation asks"
             )
+        if self.model.negative_text_embeddings is not None and not self.objective.csd_weight:
+            raise ValueError(
+                "model.negative_text_embeddings has no effect without score distillation (objective.csd_weight); leave "
+                "it out"
+            )
         if objective == "one_step" and self.model.latents == "residual":
             raise ValueError(
                 "objective.type one_step with model.latents residual: one step subtracts the model's output from the "

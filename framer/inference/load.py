@@ -25,7 +25,7 @@ def load_restorer(
     folder: str | Path,
     *,
     device: torch.device | str = "cpu",
-    num_inference_steps: int = 1,
+    num_inference_steps: int | None = None,
     tile_overlap: float = 0.25,
     vae: str | None = None,
     text_embeddings: str | None = None,
@@ -35,7 +35,7 @@ def load_restorer(
     Args:
         folder: A run's ``export``: a diffusers folder with ``restoration.json``.
         device: Where the model goes.
-        num_inference_steps: Sampling steps.
+        num_inference_steps: Sampling steps; by default those of the run's own evaluation.
         tile_overlap: Part of a tile that its neighbour covers too, from 0 to below 1.
         vae: The autoencoder's folder, where it is no longer where it was in training.
         text_embeddings: The file of text embeddings, likewise.
@@ -43,6 +43,8 @@ def load_restorer(
     Raises:
         UserError: A file is missing, damaged or does not fit.
     """
+    if num_inference_steps is not None and num_inference_steps < 1:
+        raise UserError(f"num_inference_steps: expected 1 or more, got {num_inference_steps}")
     folder, device = Path(folder).expanduser(), torch.device(device)
     settings = _read_settings(folder / RESTORATION_FILE)
     moved = {"vae": vae, "text_embeddings": text_embeddings}
@@ -57,6 +59,7 @@ def load_restorer(
             {"type": kind, **{name: settings[name] for name in FIELDS[kind] if name in settings}}
         )
         tile = int(settings["tile"])
+        steps = int(settings.get("num_inference_steps", 1)) if num_inference_steps is None else num_inference_steps
     except (KeyError, ValueError, TypeError, ValidationError) as error:
         raise UserError(f"{folder / RESTORATION_FILE} is damaged: {error!r}") from None
     model = build_model(config, seed=0).eval().requires_grad_(False).to(device)
@@ -68,7 +71,7 @@ def load_restorer(
         tile=tile // restoration.latents.shape.downscale,
         tile_overlap=tile_overlap,
         multiple=restoration.backbone.multiple(model),
-        num_inference_steps=num_inference_steps,
+        num_inference_steps=steps,
     )
 
 

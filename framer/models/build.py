@@ -140,6 +140,7 @@ def _random_state_of_weights(seed: int) -> Iterator[None]:
 
 def _fit_channels(model: ModelMixin, backbone: Backbone, config: ModelConfig, shape: LatentShape) -> bool:
     """Gives the model the inputs of the low-resolution image; whether it had none."""
+    backbone.check_model(model)
     if backbone.condition_like_latents and shape.condition_channels != shape.channels:
         raise ConfigError(
             f"model.conditioning={config.conditioning} needs the low-resolution image as latents like the noisy ones; "
@@ -166,16 +167,21 @@ def _fit_channels(model: ModelMixin, backbone: Backbone, config: ModelConfig, sh
 def _add_adapters(
     model: ModelMixin, backbone: Backbone, config: ModelConfig, *, seed: int, widened: bool
 ) -> tuple[nn.Module, ...]:
-    """Adds what ``model.lora`` asks for; the new modules with parameters."""
-    if config.lora is None:
-        return ()
-    adapters = add_lora(model, config.lora, seed=seed)
+    """Adds what ``model.lora`` asks for; the new modules with parameters.
+
+    Raises:
+        ConfigError: A target matches no layer, or inputs of the low-resolution image that start at zero do not train.
+    """
+    adapters = () if config.lora is None else add_lora(model, config.lora, seed=seed)
     projection = backbone.input_projection
     if widened and not any(name.startswith(projection) for name in trainable_parameters(model, config)):
+        key, remedy = "model.trainable", "add control to model.trainable"
+        if config.lora is not None:
+            key = "model.lora"
+            remedy = f"add control to model.lora.train_also, or {projection} to model.lora.target_modules"
         raise ConfigError(
-            f"model.lora: {config.pretrained} has no inputs for the low-resolution image; it gets them with weights of "
-            "zero, which would not train, so that the image would never count: add control to model.lora.train_also, "
-            f"or {projection} to model.lora.target_modules"
+            f"{key}: {config.pretrained} has no inputs for the low-resolution image; it gets them with weights of "
+            f"zero, which would not train, so that the image would never count: {remedy}"
         )
     return adapters
 

@@ -37,6 +37,7 @@ def restoration_settings(config: TrainConfig) -> dict[str, str | int | float | N
         "vae": model.vae,
         "vae_precision": model.vae_precision,
         "tile": config.data.crop_size,
+        "num_inference_steps": config.evaluation.num_inference_steps,
         "objective": config.objective.type,
         **config.objective.sampling_settings(),
     }

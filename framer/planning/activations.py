@@ -189,7 +189,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
     if config.framer.enabled:
         framer = Framer(model, config.framer, prediction_type=config.objective.feature_prediction, encoder=encoder)
     restoration = RestorationModel(model, config.model, META)
-    forward = ForwardPass(restoration, config, framer)
+    forward = ForwardPass(restoration, _without_perceptual_loss(config), framer)
     vae = restoration.latents.vae if isinstance(restoration.latents, VaeLatents) else None
     base = forward.base_model.model if forward.base_model is not None else None
     frozen: list[Tensor] = []
@@ -217,6 +217,15 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         flops=StepFlops() if partitioned else StepFlops(**memory.flops),
         features=memory.features,
     )
+
+
+def _without_perceptual_loss(config: TrainConfig) -> TrainConfig:
+    """Neither its library nor its weights are there in planning; what it takes is not counted."""
+    if not config.objective.lpips_weight:
+        return config
+    weight = config.objective.l2_weight or config.objective.lpips_weight
+    objective = config.objective.model_copy(update={"lpips_weight": 0.0, "l2_weight": weight})
+    return config.model_copy(update={"objective": objective})
 
 
 def _run(forward: ForwardPass, model: nn.Module, config: TrainConfig, memory: _Recorder) -> None:

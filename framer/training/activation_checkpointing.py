@@ -42,15 +42,16 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
     if config.backend is None:
         return ()
     adapter = adapter_for(model)
-    matching = [
+    blocks = [
         (name, number)
         for number, (name, block) in enumerate(zip(adapter.block_names, adapter.blocks, strict=True))
-        if fnmatchcase(name, config.blocks) and any(True for _ in block.parameters())
+        if any(True for _ in block.parameters())  # a U-Net's last layer is an activation
     ]
+    matching = [(name, number) for name, number in blocks if fnmatchcase(name, config.blocks)]
     if not matching:
         raise ConfigError(
             f"training.activation_checkpointing.blocks: '{config.blocks}' matches none of the blocks "
-            f"{adapter.block_names[0]} to {adapter.block_names[-1]}"
+            f"{blocks[0][0]} to {blocks[-1][0]}"
         )
     if getattr(adapter.model, "is_gradient_checkpointing", False):
         adapter.model.disable_gradient_checkpointing()

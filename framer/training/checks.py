@@ -8,7 +8,8 @@ import torch
 
 from framer.config.training import TrainConfig
 from framer.data.buckets import CropSize
-from framer.errors import UserError
+from framer.errors import ConfigError, UserError
+from framer.features import adapter_for
 from framer.models.backbones import backbone_for
 from framer.models.latents import latent_shape
 from framer_kernels import BandSplit
@@ -46,3 +47,15 @@ def check_sizes(model: ModelMixin, config: TrainConfig) -> None:
                 raise UserError(f"framer.cutoff {config.framer.cutoff} with {key}: {error}") from None
     if config.evaluation.crop_size % multiple:
         raise UserError(f"evaluation.crop_size {config.evaluation.crop_size}: {needs}")
+
+
+def check_compilation(model: ModelMixin, config: TrainConfig) -> None:
+    """Refuses to compile what torch's compiler does not take.
+
+    Raises:
+        ConfigError: The model is a U-Net.
+    """
+    if config.model.compile_blocks and adapter_for(model).channels is not None:
+        raise ConfigError(
+            f"model.compile_blocks with a {type(model).__name__}: torch's compiler fails on its stages; leave it out"
+        )

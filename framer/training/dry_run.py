@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from framer.config.training import TrainConfig
 from framer.errors import UserError
+from framer.features import adapter_for
 from framer.training.checkpoint_choice import choose_checkpoint
 from framer.training.checkpoint_folder import find_checkpoints
 from framer.training.effective_config import effective_config
@@ -170,11 +171,13 @@ def _peak_memory(device: torch.device) -> int:
 def _summary(trainer: Trainer, steps: list[TrainingStep], *, start: int, resumed_from: Path | None, memory: int) -> str:
     config = trainer.config
     total, trained = _parameters(trainer)
-    side = config.data.crop_size // int(trainer.model.config.patch_size)
+    latent = config.data.crop_size // trainer.restoration.latents.shape.downscale
+    height, width = trainer.restoration.backbone.feature_size(trainer.model, latent, latent)
+    heads = adapter_for(trainer.model).channels
     left = config.training.max_steps - start
     rows = {
         "model": f"{type(trainer.model).__name__}, {total:,} parameters, {trained:,} of them trained",
-        "tokens": f"{side * side} a crop ({side} x {side})",
+        "tokens" if heads is None else "teacher's map": f"{height * width} a crop ({height} x {width})",
         "batch": f"{config.training.batch_size} a rank x {config.training.gradient_accumulation_steps} accumulated x "
         f"{trainer.world_size} rank(s)",
         "engine": f"DeepSpeed ZeRO {config.deepspeed.zero_stage}, {config.training.precision}, {trainer.device.type}",

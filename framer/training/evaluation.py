@@ -15,6 +15,7 @@ from framer.config.training import TrainConfig
 from framer.data.dataset import heldout_pairs
 from framer.data.images import find_images
 from framer.data.photographs import bundled_photographs
+from framer.errors import UserError
 from framer.inference.restore import Restorer
 from framer.models.restoration_model import RestorationModel
 from framer.objectives import build_objective
@@ -97,14 +98,23 @@ def restore_heldout(
         heldout: The crops.
         config: The run.
         before_each: Called before each crop; may raise to leave early.
+
+    Raises:
+        UserError: What the model makes of a crop is not finite.
     """
     was_training = model.model.training
     model.model.eval()
     restorer = build_restorer(model, config)
-    sr = []
+    sr: list[Tensor] = []
     for upsampled in heldout.lr_upsampled:
         before_each()
-        sr.append(restorer(upsampled[None].to(model.device), seed=config.evaluation.seed).cpu()[0])
+        restored = restorer(upsampled[None].to(model.device), seed=config.evaluation.seed).cpu()[0]
+        if not restored.isfinite().all():
+            raise UserError(
+                f"what the model makes of the evaluation photograph {heldout.names[len(sr)]} is not finite: "
+                "its weights are of no use; go on from an earlier checkpoint with a lower optimizer.lr"
+            )
+        sr.append(restored)
     model.model.train(was_training)
     return Evaluated(
         heldout.names, _images(heldout.lr), _images(heldout.lr_upsampled), _images(sr), _images(heldout.hr)

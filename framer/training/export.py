@@ -16,9 +16,11 @@ from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.features import without_heads
 from framer.files import sync_tree, write_text
+from framer.models.folders import pretrained_folder
 from framer.models.lora import add_lora, lora_parameters, merged_weights, own_name, write_lora
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
 from framer.models.trainable import trainable_parameters
+from framer.models.weights import has_weights, open_weights
 from framer.training.engine import master_weights
 from framer.training.ranks import on_rank_zero
 
@@ -92,6 +94,7 @@ def write_diffusers_folder(
     """Writes weights and config beside ``folder``, then puts them in its place."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    weights = _with_exact_frozen_weights(model, weights, config)
     whole = _without_weights(model)
     merged = (
         weights if config.model.lora is None else merged_weights(_without_weights(model), weights, config.model.lora)
@@ -109,6 +112,29 @@ def write_diffusers_folder(
 def _without_weights(model: ModelMixin) -> ModelMixin:
     with torch.device("meta"):
         return type(model).from_config(dict(model.config))
+
+
+def _with_exact_frozen_weights(
+    model: ModelMixin, weights: dict[str, torch.Tensor], config: TrainConfig
+) -> dict[str, torch.Tensor]:
+    """Takes frozen weights from the pretrained folder, where training held them in half precision alone.
+
+    Those that trained have a float32 master copy. Without the folder the rest stays as it is.
+    """
+    folder = pretrained_folder(config.model)
+    if config.training.precision == "fp32" or folder is None or not has_weights(folder):
+        return weights
+    planned = _without_weights(model)
+    if config.model.lora is not None:
+        add_lora(planned, config.model.lora, seed=0)
+    trained, exact = trainable_parameters(planned, config.model), dict(weights)
+    with open_weights(folder) as reader:
+        for name, value in weights.items():
+            if name not in trained and own_name(name) in reader.names:
+                stored = reader.read(own_name(name))
+                if stored.shape == value.shape:
+                    exact[name] = stored
+    return exact
 
 
 def _write_adapter(

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from framer.alignment.layers import method_layers
 from framer.analysis.history import read_metrics
 from framer.analysis.losses import plot_losses
 from framer.analysis.report import Figure, write_report
@@ -164,8 +165,11 @@ def _settings_of_similarity(model: nn.Module, trained: FramerConfig) -> FramerCo
     if not isinstance(getattr(model, HEADS, None), FeatureHeads):
         return None
     # The stages that have heads are those that were trained.
-    teacher = "last" if trained.teacher == "ema" else trained.teacher
-    return FramerConfig(preset="paper", students=trained.students, teacher=teacher)
+    students, teacher = method_layers(trained, adapter_for(model).block_names)
+    compared = [student for student in students if student != teacher]
+    if teacher is None or len(compared) < 2:
+        return None
+    return FramerConfig(preset="paper", students=compared, teacher=teacher)
 
 
 def _tiles(images: torch.Tensor, tile: int) -> torch.Tensor:
@@ -223,12 +227,13 @@ def _notes(config: TrainConfig) -> list[str]:
         "heldout": "the bundled held-out photographs, on which nothing is trained or chosen",
         "validation": "the bundled validation photograph, on which settings are chosen",
     }.get(config.data.evaluation, f"the photographs in `{config.data.evaluation}`")
-    decay, loader = config.training.ema.decay, backbone_for(config.model).class_name
+    decay, loader = config.training.ema.decay, backbone_for(config.model).model_class
+    without = " without this package" if loader.__module__.startswith("diffusers.") else ""
     average = "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
     return [
         *([average.format(decay)] if decay is not None else []),
         f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "
         "again on the same kind of machine.",
-        f"`export/` is a diffusers folder: `{loader}.from_pretrained` loads it without this package.",
+        f"`export/` is a diffusers folder: `{loader.__name__}.from_pretrained` loads it{without}.",
         "`metrics.jsonl` has every step; `tensorboard --logdir .` shows it live.",
     ]

@@ -38,7 +38,7 @@ from framer.training.attention import check_backend, use_backend
 from framer.training.batches import build_dataset, stream_batches
 from framer.training.checkpoint_choice import choose_checkpoint
 from framer.training.checkpoint_folder import clear_unfinished, find_checkpoints
-from framer.training.checks import check_sizes
+from framer.training.checks import check_compilation, check_sizes
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
 from framer.training.engine import check_engine, release_gathered, start_engine, step
@@ -99,6 +99,7 @@ class Trainer:
         else:
             model = build_model(config.model, seed=config.seed)
         check_sizes(model, config)
+        check_compilation(model, config)
         use_backend(model, config)
         freeze_the_rest(model, trainable_parameters(model, config.model))
         encoder = repa_encoder(config.framer)

@@ -90,6 +90,13 @@ class Backbone(ABC):
     def start_model(self, model: ModelMixin) -> None:  # noqa: B027
         """Changes a new model's random weights where a module alone does not say it; runs after all modules."""
 
+    def check_model(self, model: ModelMixin) -> None:  # noqa: B027 (most families can call all of their models)
+        """Refuses a model of the class that needs more than :meth:`inputs` gives.
+
+        Raises:
+            ConfigError: What it needs, by its config's key.
+        """
+
     @abstractmethod
     def multiple(self, model: ModelMixin) -> int:
         """What heights and widths of latents must be multiples of."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from framer.config.model import ModelConfig
+from framer.errors import ConfigError
 from framer.models.backbones.base import InputChannels
 from framer.models.backbones.sd3 import SD3Backbone
 from framer.models.text import TextEmbeddings
@@ -48,12 +49,17 @@ class ControlStreamBackbone(SD3Backbone):
         """Adds the stream to SD3."""
         from framer.models.control_stream import from_sd3
 
-        return model if isinstance(model, self.model_class) else from_sd3(model, variant=config.control_variant)
+        if isinstance(model, self.model_class):
+            _check_variant(model.config.variant, config)
+            return model
+        return from_sd3(model, variant=config.control_variant)
 
     def folder_settings(self, settings: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
         """With the configured variant, where the folder is SD3's."""
-        own = settings.get("_class_name") == self.class_name
-        return settings if own else {**settings, "variant": config.control_variant}
+        if settings.get("_class_name") == self.class_name:
+            _check_variant(str(settings.get("variant")), config)
+            return settings
+        return {**settings, "variant": config.control_variant}
 
     def is_added(self, name: str) -> bool:
         """The stream's own parameters."""
@@ -90,3 +96,11 @@ class ControlStreamBackbone(SD3Backbone):
             "pooled_projections": text.pooled,
             "timestep": timesteps,
         }
+
+
+def _check_variant(found: str, config: ModelConfig) -> None:
+    if found != config.control_variant:
+        raise ConfigError(
+            f"model.control_variant {config.control_variant}: the model in {config.pretrained} was trained as {found}; "
+            f"set model.control_variant to {found}"
+        )

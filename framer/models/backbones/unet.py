@@ -10,7 +10,7 @@ from torch import Tensor
 
 from framer.config.architecture import UNetArchitecture
 from framer.config.model import ModelConfig
-from framer.errors import UserError
+from framer.errors import ConfigError
 from framer.models.backbones.base import Backbone, InputChannels
 from framer.models.text import TextEmbeddings, TextSizes
 
@@ -64,6 +64,21 @@ class UNetBackbone(Backbone):
             }
         return settings
 
+    def check_model(self, model: ModelMixin) -> None:
+        """Refuses U-Nets with class labels, image embeddings or text of several widths."""
+        found = {key: model.config[key] for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")}
+        unfit = {key: value for key, value in found.items() if value is not None}
+        if model.config.addition_embed_type not in (None, "text_time"):
+            unfit["addition_embed_type"] = model.config.addition_embed_type
+        if not isinstance(model.config.cross_attention_dim, int):
+            unfit["cross_attention_dim"] = model.config.cross_attention_dim
+        if unfit:
+            shown = ", ".join(f"{key} {value}" for key, value in unfit.items())
+            raise ConfigError(
+                f"model.pretrained: U-Nets with {shown} cannot be trained here; expected "
+                "those of Stable Diffusion 1.5, 2.1 or XL"
+            )
+
     def multiple(self, model: ModelMixin) -> int:
         """Every stage but the last halves the size."""
         return int(2 ** (len(model.config.block_out_channels) - 1))
@@ -81,11 +96,6 @@ class UNetBackbone(Backbone):
         config, pooled = model.config, None
         if config.addition_embed_type == "text_time":
             pooled = int(config.projection_class_embeddings_input_dim) - TIME_IDS * int(config.addition_time_embed_dim)
-        elif config.addition_embed_type is not None:
-            raise UserError(
-                f"model.pretrained: a U-Net with addition_embed_type {config.addition_embed_type} cannot be trained "
-                "here; expected none, or SDXL's text_time"
-            )
         return TextSizes(int(config.cross_attention_dim), pooled)
 
     def inputs(

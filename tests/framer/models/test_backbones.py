@@ -151,6 +151,20 @@ def test_control_parameters_are_those_of_the_stream(sd3_folder: Path, variant: s
     assert any("control_attn.to_k" in name for name in names) is (variant == "r1")
 
 
+def test_a_model_with_the_stream_keeps_its_variant(tmp_path: Path) -> None:
+    build_model(config_of("control stream", control_variant="v1"), seed=0).save_pretrained(tmp_path)
+    again = {"pretrained": str(tmp_path)}
+    assert build_model(config_of("control stream", control_variant="v1", **again), seed=0).config.variant == "v1"
+    for build in (
+        lambda config: build_model(config, seed=0),
+        lambda config: build_model_by_module(config, seed=0, fill=True, place=lambda _: None),
+    ):
+        with pytest.raises(ConfigError, match=r"control_variant r1: .* was trained as v1; set .* to v1"):
+            build(config_of("control stream", **again))
+    with pytest.raises(ValueError, match="control_variant v1 has no effect with conditioning concat"):
+        config_of("sd3", control_variant="v1")
+
+
 def test_the_stream_needs_latents_like_the_noisy_ones() -> None:
     with pytest.raises(ConfigError, match=r"control_stream needs .*residual gives 6 channels beside 3; "):
         build_model(config_of("control stream", latents="residual"), seed=0)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import read_steps, tiny_config
 
+from framer import cli
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 from framer.data.images import read_image
@@ -136,6 +137,7 @@ def test_it_resumes_bit_for_bit(trained: tuple[Family, Path], tmp_path: Path) ->
 
 def test_the_export_restores_a_held_out_photograph_of_any_size(trained: tuple[Family, Path]) -> None:
     _, folder = trained
+    assert load_restorer(folder / "run/export").num_inference_steps == 1  # as evaluated
     restorer = load_restorer(folder / "run/export", num_inference_steps=2)
     photograph = read_image(bundled_photographs("heldout")[0])
     upsampled = torch.from_numpy(photograph[:96, :64]).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -154,6 +156,15 @@ def test_it_can_be_planned(trained: tuple[Family, Path]) -> None:
     assert any(name.startswith("framer_heads") for name in names) is (family.class_name == "UNet2DConditionModel")
 
 
+def test_it_can_be_rehearsed(trained: tuple[Family, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    family, folder = trained
+    assert main(["--config", str(family.config(folder / "dry")), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    # Crops of 32 pixels are latents of 16, which SD3 cuts into patches of 2.
+    assert ("64 a crop (8 x 8)" if family.class_name.startswith("SD3") else "256 a crop (16 x 16)") in said
+    assert not (folder / "dry/run").exists()
+
+
 def test_a_damaged_export_is_named(trained: tuple[Family, Path], tmp_path: Path) -> None:
     _, folder = trained
     with pytest.raises(UserError, match=r"restoration.json not found; expected the folder that a run exported"):
@@ -161,8 +172,89 @@ def test_a_damaged_export_is_named(trained: tuple[Family, Path], tmp_path: Path)
     (tmp_path / "restoration.json").write_text(json.dumps({"latents": "vae"}))
     with pytest.raises(UserError, match=r"restoration.json is damaged"):
         load_restorer(tmp_path)
+    with pytest.raises(UserError, match="num_inference_steps: expected 1 or more, got 0"):
+        load_restorer(folder / "run/export", num_inference_steps=0)
     with pytest.raises(UserError, match=r"model.vae: .*config.json not found"):
         load_restorer(folder / "run/export", vae=str(tmp_path / "vae"))
+
+
+@pytest.mark.parametrize("name", ["framer_d", "framer_u"])
+def test_half_precision_does_not_round_what_is_frozen(name: str, tmp_path: Path) -> None:
+    family = Family(tmp_path, name)
+    training = {"precision": "bf16", "max_steps": 1, "batch_size": 2, "checkpoint_steps": 1}
+    config = family.config(tmp_path, training=training, deepspeed={"zero_stage": 2})
+    assert main(["--config", str(config)]) == 0
+    exports = [tmp_path / "run/export", tmp_path / "again"]
+    assert cli.main(["export", str(tmp_path / "run/checkpoints/step-00000001"), "-o", str(exports[1])]) == 0
+    pretrained = load_file(Path(family.sections["model"]["pretrained"]) / WEIGHTS)
+    for export in exports:
+        weights = load_file(export / WEIGHTS)
+        for key, value in pretrained.items():
+            if ".attn" not in key or name == "framer_d":
+                assert torch.equal(weights[key], value), key
+
+
+@pytest.mark.parametrize(
+    "framer",
+    [
+        {"method": "layersync"},
+        {"method": "l2", "students": [3]},
+        pytest.param({"teacher": "ema", "students": [0, 3, 9]}, marks=pytest.mark.slow),
+        pytest.param({"method": "dispersive"}, marks=pytest.mark.slow),
+        pytest.param({"students": 3, "teacher": 8}, marks=pytest.mark.slow),
+        pytest.param({"enabled": False}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_other_choices_of_layers_end_with_a_report(framer: dict[str, Any], tmp_path: Path) -> None:
+    family = Family(tmp_path, "sd21")
+    training = {"max_steps": 1, "batch_size": 2, "checkpoint_steps": 1}
+    assert main(["--config", str(family.config(tmp_path, framer=framer, training=training))]) == 0
+    assert (tmp_path / "run/report.md").is_file()
+
+
+def _mistake(family: Family, folder: Path, capsys: pytest.CaptureFixture[str], **sections: Any) -> str:
+    assert main(["--config", str(family.config(folder, **sections))]) == 2
+    return capsys.readouterr().err
+
+
+def test_new_inputs_must_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = Family(tmp_path, "sd21")
+    family.sections["model"]["trainable"] = ["attention"]
+    error = _mistake(family, tmp_path, capsys)
+    assert "model.trainable: " in error
+    assert "has no inputs for the low-resolution image" in error
+    assert "add control to model.trainable" in error
+
+
+def test_unets_are_not_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = Family(tmp_path, "sd21")
+    family.sections["model"]["compile_blocks"] = True
+    assert "model.compile_blocks with a UNet2DConditionModel" in _mistake(family, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("cross_attention_dim", [16, 16, 16, 16]), ("num_class_embeds", 10), ("class_embed_type", "timestep")],
+)
+def test_unets_that_need_more_are_refused(
+    key: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = Family(tmp_path, "sd21")
+    path = Path(family.sections["model"]["pretrained"]) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    error = _mistake(family, tmp_path, capsys)
+    assert "model.pretrained: " in error
+    assert "Traceback" not in error
+
+
+def test_weights_that_are_not_finite_end_the_run_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = Family(tmp_path, "framer_u")
+    training = {"max_steps": 2, "batch_size": 2, "checkpoint_steps": 2}
+    error = _mistake(family, tmp_path, capsys, optimizer={"lr": 1e30}, training=training)
+    assert "finite" in error.splitlines()[-1]
 
 
 @pytest.mark.slow
