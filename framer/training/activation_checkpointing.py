@@ -20,6 +20,7 @@ from framer.config.engine import ActivationCheckpointingConfig
 from framer.errors import ConfigError
 from framer.extras import require
 from framer.features.adapters import adapter_for
+from framer.models.controlled import CONTROLNET, ControlledModel
 
 Checkpoint = Callable[..., Any]
 
@@ -29,7 +30,8 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
 
     Args:
         model: A diffusers model that has an adapter, with the distributed engine already started. Of a U-Net the parts
-            of the selected stages are recomputed, as diffusers has it.
+            of the selected stages are recomputed, as diffusers has it. A ControlNet's blocks beside it are selected
+            by their names within it.
         config: Backend, which blocks, and where their inputs wait.
 
     Returns:
@@ -57,7 +59,8 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
             f"{adapter.block_names[0]} to {adapter.block_names[-1]}"
         )
     selected = matching[:: config.every]
-    recomputed = {id(module) for _, block in selected for module in block.modules()}
+    beside = _controlnet_blocks(model, config.blocks)[:: config.every]
+    recomputed = {id(module) for _, block in (*selected, *beside) for module in block.modules()}
     run_checkpointed = _deepspeed_checkpoint() if config.backend == "deepspeed" else _torch_checkpoint(config)
 
     def run_block(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +70,16 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
         return run_checkpointed(partial(block, **kwargs) if kwargs else block, *args)
 
     adapter.model.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
-    return tuple(name for name, _ in selected)
+    if isinstance(model, ControlledModel):
+        model.controlnet.enable_gradient_checkpointing(gradient_checkpointing_func=run_block)
+    return tuple(name for name, _ in (*selected, *beside))
+
+
+def _controlnet_blocks(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
+    if not isinstance(model, ControlledModel):
+        return []
+    blocks = {name: block for name, block in model.control_blocks.items() if fnmatchcase(name, pattern)}
+    return [(f"{CONTROLNET}.{name}", block) for name, block in blocks.items()]
 
 
 def _torch_checkpoint(config: ActivationCheckpointingConfig) -> Checkpoint:

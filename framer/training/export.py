@@ -16,6 +16,7 @@ from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.features import without_heads
 from framer.files import sync_tree, write_text
+from framer.models.controlled import CONTROLNET, ControlledModel
 from framer.models.lora import add_lora, lora_parameters, merged_weights, own_name, write_lora
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
 from framer.models.trainable import trainable_parameters
@@ -44,8 +45,9 @@ def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> 
     """
     dtype = DTYPES[config.training.export_dtype]
     weights = {}
+    prefix, _ = _exported_part(engine.module)
     for name, value in master_weights(engine):
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and name.startswith(prefix):
             weights[name] = value.to("cpu", kept_dtype(value, config, dtype), copy=True)
     on_rank_zero(lambda: write_export(engine.module, weights, config, folder, dtype=dtype))
 
@@ -92,7 +94,9 @@ def write_diffusers_folder(
     """Writes weights and config beside ``folder``, then puts them in its place."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    whole = _without_weights(model)
+    prefix, part = _exported_part(model)
+    weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    whole = _without_weights(part)
     merged = (
         weights if config.model.lora is None else merged_weights(_without_weights(model), weights, config.model.lora)
     )
@@ -104,6 +108,11 @@ def write_diffusers_folder(
     sync_tree(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def _exported_part(model: ModelMixin | ControlledModel) -> tuple[str, ModelMixin]:
+    """What its parameters' names begin with, and itself: the model, or the ControlNet beside a frozen one."""
+    return (f"{CONTROLNET}.", model.controlnet) if isinstance(model, ControlledModel) else ("", model)
 
 
 def _without_weights(model: ModelMixin) -> ModelMixin:

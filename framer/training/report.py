@@ -161,7 +161,7 @@ def similarity_against_depth(
 def _settings_of_similarity(model: nn.Module, trained: FramerConfig) -> FramerConfig | None:
     if adapter_for(model).channels is None:
         return FramerConfig(preset="paper")
-    if not isinstance(getattr(model, HEADS, None), FeatureHeads):
+    if not isinstance(getattr(adapter_for(model).model, HEADS, None), FeatureHeads):
         return None
     # The stages that have heads are those that were trained.
     teacher = "last" if trained.teacher == "ema" else trained.teacher
@@ -223,7 +223,7 @@ def _notes(config: TrainConfig) -> list[str]:
         "heldout": "the bundled held-out photographs, on which nothing is trained or chosen",
         "validation": "the bundled validation photograph, on which settings are chosen",
     }.get(config.data.evaluation, f"the photographs in `{config.data.evaluation}`")
-    decay, loader = config.training.ema.decay, backbone_for(config.model).class_name
+    decay, loader = config.training.ema.decay, backbone_for(config.model).exported_class
     average = "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
     return [
         *([average.format(decay)] if decay is not None else []),
