@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from framer.models.modulewise import draw
 from framer.seeding import derived_seed
 
-BASE: Final = "module"
-"""Attribute that holds the frozen model."""
 CONTROLNET: Final = "controlnet"
 """Attribute that holds the ControlNet, and the entry of the config that holds its config."""
 

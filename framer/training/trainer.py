@@ -26,6 +26,7 @@ from framer.extras import require
 from framer.features.adapters import adapter_for
 from framer.files import write_text
 from framer.models.build import build_model
+from framer.models.controlled import ControlledModel
 from framer.models.folders import controlnet_folder, pretrained_folder
 from framer.models.restoration import check_restoration
 from framer.models.restoration_model import RestorationModel
@@ -113,7 +114,8 @@ class Trainer:
         self.model: ModelMixin = self.engine.module
         enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
         if config.model.compile_blocks:
-            for block in adapter_for(self.model).blocks:
+            beside = self.model.control_blocks.values() if isinstance(self.model, ControlledModel) else ()
+            for block in (*adapter_for(self.model).blocks, *beside):
                 block.compile()
         self.framer: Framer | None = None
         if config.framer.enabled:

@@ -44,6 +44,9 @@ class ControlNetBackbone(Backbone):
     base_name: ClassVar[str]
     """Name of the frozen model's class."""
 
+    shared_settings: ClassVar[tuple[str, ...]]
+    """What the configs of the frozen model and of its ControlNet must agree on."""
+
     @property
     @abstractmethod
     def model_class(self) -> type[ControlledModel]:
@@ -68,18 +71,28 @@ class ControlNetBackbone(Backbone):
 
     def folder_settings(self, settings: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
         """With those of the ControlNet."""
-        if config.controlnet is not None:
-            folder = Path(config.controlnet).expanduser()
-            controlnet = read_model_config(folder, key=_KEY)
-            found, expected = controlnet.get("_class_name"), self.exported_class
-            if found != expected:
-                raise UserError(f"{_KEY}: {folder} holds {found}; expected {expected}")
-            self.check_controlnet(controlnet, config, folder)
-        else:
+        cls = self.model_class
+        with torch.device("meta"):
+            base = cls.base_class.from_config(settings).config
+        if config.controlnet is None:
+            return {**settings, "controlnet": cls.new_controlnet(base, **self.own_settings(base, config))}
+        folder = Path(config.controlnet).expanduser()
+        own = read_model_config(folder, key=_KEY)
+        if own.get("_class_name") != self.exported_class:
+            raise UserError(f"{_KEY}: {folder} holds {own.get('_class_name')}; expected {self.exported_class}")
+        try:
             with torch.device("meta"):
-                base = self.model_class.base_class.from_config(settings)
-            controlnet = self.model_class.new_controlnet(base.config, **self.own_settings(base.config, config))
-        return {**settings, "controlnet": controlnet}
+                complete = cls.controlnet_class.from_config(own).config
+        except Exception as error:  # whatever wrong settings make a model raise
+            raise UserError(f"{_KEY}: cannot make the ControlNet of {folder}: {error}") from error
+        for name in self.shared_settings:
+            if _listed(complete[name]) != _listed(base[name]):
+                raise ConfigError(
+                    f"{_KEY}: the ControlNet in {folder} has {name} {complete[name]}, but model.pretrained has "
+                    f"{base[name]}; expected one for this model"
+                )
+        self.check_controlnet(complete, config, folder)
+        return {**settings, "controlnet": own}
 
     @abstractmethod
     def own_settings(self, base: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -98,7 +111,7 @@ class ControlNetBackbone(Backbone):
         """Checks that a folder's ControlNet can be trained here.
 
         Args:
-            settings: Its ``config.json``.
+            settings: Its config, complete.
             config: Names the latents.
             folder: For messages.
 
@@ -157,6 +170,15 @@ class ControlNetSD3Backbone(ControlNetBackbone, SD3Backbone):
     input_projection = f"{_BASE}{SD3Backbone.input_projection}"
     attention_parameters = tuple(f"{_CONTROLNET}{pattern}" for pattern in SD3Backbone.attention_parameters)
     condition_like_latents = True
+    shared_settings = (
+        "in_channels",
+        "patch_size",
+        "num_attention_heads",
+        "attention_head_dim",
+        "joint_attention_dim",
+        "pooled_projection_dim",
+        "pos_embed_max_size",
+    )
 
     _WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = (
         "attn.add_q_proj",
@@ -175,8 +197,14 @@ class ControlNetSD3Backbone(ControlNetBackbone, SD3Backbone):
 
     def own_settings(self, base: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
         """Half as many blocks, as Stable Diffusion 3's ControlNets have; pipelines give it the text and the latents."""
+        blocks = int(base["num_layers"])
+        if blocks < 2:
+            raise ConfigError(
+                f"model.conditioning=controlnet: the model has {blocks} block; a ControlNet's residuals enter between "
+                "blocks, so it needs 2 or more"
+            )
         return {
-            "num_layers": max(int(base["num_layers"]) // 2, 1),
+            "num_layers": blocks // 2,
             "extra_conditioning_channels": 0,
             "force_zeros_for_pooled_projection": False,
         }
@@ -184,9 +212,8 @@ class ControlNetSD3Backbone(ControlNetBackbone, SD3Backbone):
     def check_controlnet(self, settings: Mapping[str, Any], config: ModelConfig, folder: Path) -> None:
         """It must take the model's own latents and text."""
         needs = {"extra_conditioning_channels": 0, "force_zeros_for_pooled_projection": False, "use_pos_embed": True}
-        defaults = {"extra_conditioning_channels": 0, "force_zeros_for_pooled_projection": True, "use_pos_embed": True}
         for name, value in needs.items():
-            found = settings.get(name, defaults[name])
+            found = settings[name]
             if found != value:
                 raise ConfigError(
                     f"{_KEY}: the ControlNet in {folder} has {name} {found}; only those with {value} can be trained "
@@ -230,6 +257,14 @@ class ControlNetUNetBackbone(ControlNetBackbone, UNetBackbone):
     input_projection = f"{_BASE}{UNetBackbone.input_projection}"
     attention_parameters = tuple(f"{_CONTROLNET}{pattern}" for pattern in UNetBackbone.attention_parameters)
     control_parameters = (f"{_CONTROLNET}*",)
+    shared_settings = (
+        "in_channels",
+        "block_out_channels",
+        "layers_per_block",
+        "cross_attention_dim",
+        "addition_embed_type",
+        "projection_class_embeddings_input_dim",
+    )
 
     @property
     def model_class(self) -> type[ControlledModel]:
@@ -256,8 +291,8 @@ class ControlNetUNetBackbone(ControlNetBackbone, UNetBackbone):
 
     def check_controlnet(self, settings: Mapping[str, Any], config: ModelConfig, folder: Path) -> None:
         """Its embedding must bring an image of three channels to the latents' size."""
-        embedding: Any = settings.get("conditioning_embedding_out_channels") or _EMBEDDING_CHANNELS
-        channels, smaller = settings.get("conditioning_channels", 3), 2 ** (len(embedding) - 1)
+        channels = settings["conditioning_channels"]
+        smaller = 2 ** (len(settings["conditioning_embedding_out_channels"]) - 1)
         downscale = latent_shape(config).downscale
         if (channels, smaller) != (3, downscale):
             raise ConfigError(
@@ -278,3 +313,8 @@ class ControlNetUNetBackbone(ControlNetBackbone, UNetBackbone):
         """Keyword arguments of the model's forward."""
         inputs = super().inputs(model, sample, condition, timesteps, text, image_size=image_size)
         return {**inputs, "condition": unfolded(condition, image_height=image_size[0])}
+
+
+def _listed(value: object) -> object:
+    """A setting as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value

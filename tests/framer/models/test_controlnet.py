@@ -252,6 +252,9 @@ class TestMistakes:
         sd3.save_pretrained(tmp_path / "sd3")
         with pytest.raises(ConfigError, match="has force_zeros_for_pooled_projection True; only those with False"):
             build_model(config_of(folder, "sd35", controlnet=str(tmp_path / "sd3")), seed=0)
+        built(config_of(folder, "sdxl")).controlnet.save_pretrained(tmp_path / "sdxl")
+        with pytest.raises(ConfigError, match=r"has block_out_channels .*16, 32, 32.*, but model.pretrained has"):
+            build_model(config_of(folder, "sd21", controlnet=str(tmp_path / "sdxl")), seed=0)
         unet = UNet2DConditionModel.from_pretrained(folder / "sd21", local_files_only=True)
         ControlNetModel.from_unet(unet).save_pretrained(tmp_path / "unet")
         with pytest.raises(ConfigError, match="3 channels 8 times smaller; those here have 3, and latents are 2 times"):
