@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import family_folders
 import pytest
 import torch
 from diffusers import ControlNetModel, SD3ControlNetModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from framer.config.engine import ActivationCheckpointingConfig
@@ -191,6 +193,71 @@ def test_features_are_tapped_in_the_frozen_model(folder: Path) -> None:
     assert list(model.control_blocks) == ["transformer_blocks.0", "transformer_blocks.1"]
     unet = built(config_of(folder, "sdxl"))
     assert list(unet.control_blocks) == ["down_blocks.0", "down_blocks.1", "down_blocks.2", "mid_block"]
+
+
+@pytest.mark.slow  # diffusers' pipelines take seconds to import
+@pytest.mark.parametrize("kind", ["sd35", "sd21"])
+def test_diffusers_pipelines_give_it_what_it_was_trained_with(
+    folder: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(folder, kind)
+    model = scrambled(built(config))
+    model.controlnet.save_pretrained(tmp_path)
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+    # It draws the condition from the posterior, whose mean ours is.
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
+    seen: list[tuple[dict[str, Any], torch.Tensor]] = []
+    if kind == "sd35":
+        base = SD3Transformer2DModel.from_pretrained(folder / kind, local_files_only=True)
+        texts = dict.fromkeys(
+            [f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")]
+        )
+        pipeline = diffusers.StableDiffusion3ControlNetPipeline(
+            transformer=base,
+            controlnet=SD3ControlNetModel.from_pretrained(tmp_path, local_files_only=True),
+            vae=vae,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+            **texts,
+        )
+        given = {"control_image": image, "pooled_prompt_embeds": torch.zeros(1, 8)}
+    else:
+        base = UNet2DConditionModel.from_pretrained(folder / kind, local_files_only=True)
+        pipeline = diffusers.StableDiffusionControlNetPipeline(
+            unet=base,
+            controlnet=ControlNetModel.from_pretrained(tmp_path, local_files_only=True),
+            vae=vae,
+            scheduler=diffusers.DDIMScheduler(),
+            text_encoder=None,
+            tokenizer=None,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        given = {"image": (image + 1) / 2}
+    pipeline.set_progress_bar_config(disable=True)
+
+    def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen.append((dict(zip(("sample", "timestep"), args, strict=False)) | kwargs, output[0]))
+
+    base.register_forward_hook(see, with_kwargs=True)
+    pipeline(
+        **given,
+        prompt_embeds=torch.zeros(1, 1, TEXT[kind][0]),
+        guidance_scale=1.0,
+        num_inference_steps=2,
+        output_type="latent",
+        height=32,
+        width=48,
+    )
+    assert len(seen) == 2
+    restoration = RestorationModel(model, config, CPU)  # type: ignore[arg-type]
+    for inputs, output in seen:
+        sample = inputs["hidden_states" if kind == "sd35" else "sample"]
+        with torch.no_grad():
+            reference = restoration.latents.reference(image)
+            own = restoration.predict(sample, reference, inputs["timestep"].reshape(1).float())
+        torch.testing.assert_close(own, output, rtol=0, atol=1e-5)
 
 
 def test_an_attention_backend_is_taken_by_both(folder: Path) -> None:
