@@ -19,10 +19,14 @@ class ModelConfig(ConfigSection):
     """``base`` (the small model that ships with the package), a diffusers folder, or null: random weights."""
     architecture: Architecture = SD3Architecture()
     """Read only where ``pretrained`` is null."""
-    conditioning: Literal["concat", "control_stream", "none"] = "concat"
+    conditioning: Literal["concat", "control_stream", "controlnet", "none"] = "concat"
     """How the low-resolution image enters: ``concat``, joined to the noisy input by channels; ``control_stream``, as a
-    second stream of image tokens (SD3 alone); ``none``, not beside the input, for ``objective.type`` ``one_step``,
-    where it is the input (U-Nets alone)."""
+    second stream of image tokens (SD3 alone); ``controlnet``, through a diffusers ControlNet, which trains beside the
+    frozen model of ``pretrained`` (``trainable`` ``control``); ``none``, not beside the input, for ``objective.type``
+    ``one_step``, where it is the input (U-Nets alone)."""
+    controlnet: str | None = None
+    """The folder of a diffusers ControlNet to go on from, for ``conditioning`` ``controlnet``; null: a new one, whose
+    blocks start as the model's."""
     control_variant: Literal["r1", "v1"] = "r1"
     """Whose keys the low-resolution tokens of ``control_stream`` have: their own, or, as DiT4SR's first weights were
     trained, those of the noisy tokens."""
@@ -69,6 +73,23 @@ class ModelConfig(ConfigSection):
             raise ValueError("latents is vae, but vae, the autoencoder's folder, is not given")
         if self.latents != "vae" and self.vae is not None:
             raise ValueError(f"vae is given, but latents is {self.latents}; set latents to vae to use it")
+        return self
+
+    @model_validator(mode="after")
+    def _controlnet_has_a_model(self) -> ModelConfig:
+        if self.conditioning != "controlnet":
+            if self.controlnet is not None:
+                raise ValueError(
+                    f"controlnet is given, but conditioning is {self.conditioning}; set conditioning to controlnet"
+                )
+            return self
+        if self.pretrained is None:
+            raise ValueError(
+                "conditioning is controlnet, which trains beside a frozen model, but pretrained, that model's folder, "
+                "is not given"
+            )
+        if self.lora is not None:
+            raise ValueError("conditioning controlnet with lora: a ControlNet's own weights train; leave lora out")
         return self
 
     @model_validator(mode="after")

@@ -175,6 +175,11 @@ class TrainConfig(ConfigSection):
                 f"model.conditioning none with objective.type {objective}: the model would never see the low-"
                 "resolution image; set model.conditioning to concat, or objective.type to one_step"
             )
+        if self.model.conditioning == "controlnet" and objective == "one_step":
+            raise ValueError(
+                "model.conditioning controlnet with objective.type one_step, whose input is the low-resolution image "
+                "already; choose another objective, or set model.conditioning to none or concat"
+            )
         if objective == "one_step" and self.objective.csd_weight and self.objective.csd_base is None:
             raise ValueError(
                 f"objective.csd_weight {self.objective.csd_weight} needs objective.csd_base, the diffusers folder of "

@@ -29,6 +29,7 @@ def load_restorer(
     tile_overlap: float = 0.25,
     vae: str | None = None,
     text_embeddings: str | None = None,
+    pretrained: str | None = None,
 ) -> Restorer:
     """Loads what a run exported, ready to restore images.
 
@@ -39,6 +40,7 @@ def load_restorer(
         tile_overlap: Part of a tile that its neighbour covers too, from 0 to below 1.
         vae: The autoencoder's folder, where it is no longer where it was in training.
         text_embeddings: The file of text embeddings, likewise.
+        pretrained: The folder of the model that a ControlNet was trained beside, likewise.
 
     Raises:
         UserError: A file is missing, damaged or does not fit.
@@ -53,7 +55,11 @@ def load_restorer(
         own |= {name: value for name, value in moved.items() if value is not None}
         if own["latents"] != "residual":
             own.pop("latents_scale", None)
-        config = ModelConfig.model_validate({**own, "pretrained": str(folder)})
+        if own["conditioning"] == "controlnet":
+            own |= {"controlnet": str(folder), "pretrained": pretrained or settings["pretrained"]}
+        else:
+            own["pretrained"] = str(folder)
+        config = ModelConfig.model_validate(own)
         kind = settings.get("objective", "flow_matching")
         objective = ObjectiveConfig.model_validate(
             {"type": kind, **{name: settings[name] for name in FIELDS[kind] if name in settings}}

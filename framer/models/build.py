@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +26,7 @@ from framer.models.modulewise import (
     load_buffers,
 )
 from framer.models.trainable import trainable_parameters
-from framer.models.weights import WEIGHTS_FILE, has_weights, open_weights
+from framer.models.weights import check_weights, load_pretrained
 from framer.seeding import derived_seed
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def build_model(config: ModelConfig, *, seed: int) -> ModelMixin:
                 backbone.start_module(name, module)
             backbone.start_model(model)
         else:
-            model = backbone.adopt(_load_model(model_class(class_in_folder(folder)), folder), config)
+            model = backbone.adopt(load_pretrained(model_class(class_in_folder(folder)), folder), config, seed=seed)
     widened = _fit_channels(model, backbone, config, shape)
     _add_adapters(model, backbone, config, seed=seed, widened=widened)
     return model
@@ -95,16 +95,17 @@ def build_model_by_module(
             if fill:
                 backbone.start_model(model)
         else:
-            _check_weights(folder)
+            check_weights(folder)
             with large_parameters_on_meta():
                 settings = backbone.folder_settings(read_model_config(folder), config)
                 model = backbone.model_class.from_config(settings)
-            reader = stack.enter_context(open_weights(folder))
-            added = frozenset(filter(backbone.is_added, model.state_dict())) - reader.names
+            reader = stack.enter_context(backbone.open_weights(folder, config))
+            added = frozenset(name for name in model.state_dict() if backbone.is_added(name, config)) - reader.names
             check_names(model, reader, folder, added=added)
             load_buffers(model, reader)
             sources = {name: backbone.source_of_added(name) for name in added}
-            fill_modules(model, filler_from(reader, sources) if fill else None, place, kept=kept)
+            read = filler_from(reader, sources, start=partial(backbone.start_added, seed=seed))
+            fill_modules(model, read if fill else None, place, kept=kept)
         widened = _fit_channels(model, backbone, config, shape)
         projection = model.get_submodule(kept)
         for module in (projection, *_add_adapters(model, backbone, config, seed=seed, widened=widened)):
@@ -122,8 +123,9 @@ def build_model_without_weights(config: ModelConfig) -> ModelMixin:
     if folder is None:
         model = _new_model(backbone, config, shape)
     else:
+        settings = backbone.folder_settings(read_model_config(folder), config)
         try:
-            model = backbone.model_class.from_config(backbone.folder_settings(read_model_config(folder), config))
+            model = backbone.model_class.from_config(settings)
         except Exception as error:  # whatever wrong settings make a model raise
             raise UserError(f"model.pretrained: cannot plan the model of {folder}: {error}") from error
     widened = _fit_channels(model, backbone, config, shape)
@@ -194,34 +196,3 @@ def _new_model(backbone: Backbone, config: ModelConfig, shape: LatentShape) -> M
 def _draw_by_name(name: str, module: nn.Module, seed: int) -> None:
     torch.manual_seed(derived_seed(seed, "weights", name))
     draw(module)
-
-
-def _check_weights(folder: Path) -> None:
-    if not has_weights(folder):
-        raise UserError(
-            f"model.pretrained: {folder / WEIGHTS_FILE} not found; expected 'base' or a folder written by diffusers' "
-            "save_pretrained"
-        )
-
-
-def _load_model(cls: type[ModelMixin], folder: Path) -> ModelMixin:
-    _check_weights(folder)
-    try:
-        model, loaded = cls.from_pretrained(
-            folder,
-            torch_dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # whatever a damaged file makes diffusers raise
-        raise UserError(f"model.pretrained: cannot load {folder}: {type(error).__name__}: {error}") from error
-    for what in ("missing", "unexpected"):
-        names = sorted(loaded[f"{what}_keys"])
-        if names:
-            raise UserError(
-                f"model.pretrained: {folder / WEIGHTS_FILE} does not fit config.json: {len(names)} {what} weights, "
-                f"such as {names[0]}"
-            )
-    return model

@@ -19,6 +19,11 @@ def pretrained_folder(config: ModelConfig) -> Path | None:
     return BASE_FOLDER if config.pretrained == "base" else Path(config.pretrained).expanduser()
 
 
+def controlnet_folder(config: ModelConfig) -> Path | None:
+    """The folder that ``model.controlnet`` names."""
+    return None if config.controlnet is None else Path(config.controlnet).expanduser()
+
+
 def read_model_config(folder: Path, *, key: str = "model.pretrained") -> dict[str, object]:
     """A folder's ``config.json``.
 

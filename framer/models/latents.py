@@ -43,9 +43,11 @@ class LatentSpace(ABC):
 
     Attributes:
         shape: Sizes.
+        vae: The frozen autoencoder, where there is one.
     """
 
     shape: LatentShape
+    vae: AutoencoderKL | None = None
 
     @abstractmethod
     def encode(self, image: Tensor, upsampled: Tensor, *, indices: Sequence[int], seed: int) -> Tensor:
@@ -133,7 +135,7 @@ class VaeLatents(LatentSpace):
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae: AutoencoderKL = vae.eval().requires_grad_(False)
         self.shape = _vae_shape(dict(vae.config))
         self._scale = float(vae.config.scaling_factor)
         self._shift = float(vae.config.get("shift_factor") or 0.0)

@@ -66,13 +66,16 @@ def draw(module: nn.Module) -> None:
         reset()
 
 
-def filler_from(reader: WeightReader, added: Mapping[str, str | None] | None = None) -> Fill:
+def filler_from(
+    reader: WeightReader, added: Mapping[str, str | None] | None = None, *, start: Fill | None = None
+) -> Fill:
     """Fills modules with a folder's weights, in the parameters' dtype.
 
     Args:
         reader: The folder's weights.
         added: For parameters that are not in the folder, the one there that they start as a copy of, or None where they
-            start as their module draws them.
+            start as their module does.
+        start: Gives such a module its first weights; by default it draws them.
     """
     sources = added or {}
 
@@ -82,7 +85,10 @@ def filler_from(reader: WeightReader, added: Mapping[str, str | None] | None = N
             own = f"{name}.{key}"
             source = sources.get(own, own)
             if source is None:
-                draw(module)
+                if start is None:
+                    draw(module)
+                else:
+                    start(name, module)
                 return
             _copy(parameter, reader.read(source), own)
 

@@ -25,12 +25,13 @@ _ADDED_LATER = {"text_tokens": 1, "objective": "flow_matching"}
 
 
 def restoration_settings(config: TrainConfig) -> dict[str, str | int | float | None]:
-    """The settings that an export carries."""
+    """The settings that an export carries; that of a ControlNet also where the model is."""
     model = config.model
     return {
         "latents": model.latents,
         "latents_scale": model.latents_scale if model.latents == "residual" else 1.0,
         "conditioning": config.model.conditioning,
+        **({"pretrained": model.pretrained} if model.conditioning == "controlnet" else {}),
         "scale": config.data.scale,
         "text_tokens": config.model.text_tokens,
         "text_embeddings": model.text_embeddings,

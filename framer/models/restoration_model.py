@@ -36,7 +36,7 @@ class RestorationModel:
         self.model = model
         self.device = device
         self.backbone = backbone_for(config)
-        self.latents = build_latents(config, device) if latents is None else latents
+        self.latents = self.backbone.latents_seen(build_latents(config, device)) if latents is None else latents
         self._text = text_embeddings(config, self.backbone.text_sizes(model))
 
     def inputs(self, sample: Tensor, reference: Tensor, timesteps: Tensor) -> dict[str, Any]:

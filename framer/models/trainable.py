@@ -21,7 +21,7 @@ def trainable_parameters(model: nn.Module, config: ModelConfig) -> frozenset[str
         config: Says which parameters train.
 
     Raises:
-        ConfigError: A set or pattern matches no parameter, or one that has an adapter.
+        ConfigError: A set or pattern matches no parameter, one that has an adapter, or one that must stay as it is.
     """
     if config.lora is None:
         names = {name: name for name, _ in model.named_parameters()}
@@ -65,6 +65,13 @@ def _selected(
             raise ConfigError(
                 f"{key}: '{entry}' matches none of the model's {len(names)} parameters, such as {first} and {last}; "
                 f"expected {', '.join(sets)}, or a pattern of their names"
+            )
+        fixed = sorted(name for name in matched if not name.startswith(backbone.trained_part))
+        if fixed:
+            raise ConfigError(
+                f"{key}: '{entry}' would train {fixed[0]}; with model.conditioning={config.conditioning} the model "
+                f"itself stays as it is: set {key} to control, or to patterns of names that begin with "
+                f"{backbone.trained_part}"
             )
         selected |= matched
     return selected

@@ -13,7 +13,6 @@ from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
 from framer.distill import Framer
 from framer.features import adapter_for
-from framer.models.latents import VaeLatents
 from framer.models.restoration_model import RestorationModel
 from framer.planning.attention import planned_attention
 from framer.planning.flops import operator_flops
@@ -190,10 +189,9 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
         framer = Framer(model, config.framer, prediction_type=config.objective.feature_prediction, encoder=encoder)
     restoration = RestorationModel(model, config.model, META)
     forward = ForwardPass(restoration, _without_perceptual_loss(config), framer)
-    vae = restoration.latents.vae if isinstance(restoration.latents, VaeLatents) else None
     base = forward.base_model.model if forward.base_model is not None else None
     frozen: list[Tensor] = []
-    for module in (encoder, vae, base):
+    for module in (encoder, restoration.latents.vae, base):
         if module is not None:
             frozen += [*module.parameters(), *module.buffers()]
     memory = _Recorder()

@@ -10,6 +10,7 @@ from framer.alignment import ImageEncoder, attach_heads_of, planned_encoder
 from framer.config.data import DataConfig
 from framer.config.distillation import FramerConfig
 from framer.config.training import TrainConfig
+from framer.features import adapter_for
 from framer.models.attention_backends import check_attention_route
 from framer.models.build import build_model_without_weights
 from framer.models.trainable import freeze_the_rest, trainable_parameters
@@ -38,7 +39,7 @@ def meta_model(config: TrainConfig, *, with_heads: bool = False) -> ModelMixin:
         check_attention_route(model, config.model.attention_backend)
     freeze_the_rest(model, trainable_parameters(model, config.model))
     if with_heads:
-        attach_heads_of(model, config.framer, encoder=meta_encoder(config.framer))
+        attach_heads_of(adapter_for(model).model, config.framer, encoder=meta_encoder(config.framer))
     for parameter in model.parameters():  # DeepSpeed leaves buffers in float32
         parameter.data = parameter.data.to(DTYPES[config.training.precision])
     return model.train()

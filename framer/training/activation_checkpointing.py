@@ -22,6 +22,7 @@ from framer.errors import ConfigError
 from framer.extras import require
 from framer.features.adapters import adapter_for
 from framer.features.recomputation import Checkpoint, is_compiled, recompute
+from framer.models.controlled import CONTROLNET, ControlledModel
 
 
 def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpointingConfig) -> tuple[str, ...]:
@@ -30,7 +31,8 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
     Args:
         model: A model that has an adapter, with the distributed engine already started and its blocks compiled, where
             they are to be. Of a U-Net the resnets and transformer blocks within the selected stages are recomputed, or
-            the stages themselves where they are compiled.
+            the stages themselves where they are compiled. A ControlNet's blocks beside it are selected by their names
+            within it.
         config: Backend, which blocks, and where their inputs wait.
 
     Returns:
@@ -61,7 +63,17 @@ def enable_activation_checkpointing(model: nn.Module, config: ActivationCheckpoi
         block = adapter.blocks[number]
         for module in (block,) if is_compiled(block) else adapter.recomputed_parts(number):
             recompute(module, run_checkpointed)
-    return tuple(name for name, _ in selected)
+    beside = _controlnet_blocks(model, config.blocks)[:: config.every]
+    for _, block in beside:
+        recompute(block, run_checkpointed)
+    return tuple(name for name, _ in (*selected, *beside))
+
+
+def _controlnet_blocks(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
+    if not isinstance(model, ControlledModel):
+        return []
+    blocks = {name: block for name, block in model.control_blocks.items() if fnmatchcase(name, pattern)}
+    return [(f"{CONTROLNET}.{name}", block) for name, block in blocks.items()]
 
 
 def _torch_checkpoint(config: ActivationCheckpointingConfig) -> Checkpoint:

@@ -16,6 +16,7 @@ from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.features import without_heads
 from framer.files import sync_tree, write_text
+from framer.models.controlled import CONTROLNET, ControlledModel
 from framer.models.folders import pretrained_folder
 from framer.models.lora import add_lora, lora_parameters, merged_weights, own_name, write_lora
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
@@ -46,8 +47,9 @@ def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> 
     """
     dtype = DTYPES[config.training.export_dtype]
     weights = {}
+    prefix, _ = _exported_part(engine.module)
     for name, value in master_weights(engine):
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and name.startswith(prefix):
             weights[name] = value.to("cpu", kept_dtype(value, config, dtype), copy=True)
     on_rank_zero(lambda: write_export(engine.module, weights, config, folder, dtype=dtype))
 
@@ -95,7 +97,9 @@ def write_diffusers_folder(
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     weights = _with_exact_frozen_weights(model, weights, config)
-    whole = _without_weights(model)
+    prefix, part = _exported_part(model)
+    weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    whole = _without_weights(part)
     merged = (
         weights if config.model.lora is None else merged_weights(_without_weights(model), weights, config.model.lora)
     )
@@ -107,6 +111,11 @@ def write_diffusers_folder(
     sync_tree(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def _exported_part(model: ModelMixin | ControlledModel) -> tuple[str, ModelMixin]:
+    """What its parameters' names begin with, and itself: the model, or the ControlNet beside a frozen one."""
+    return (f"{CONTROLNET}.", model.controlnet) if isinstance(model, ControlledModel) else ("", model)
 
 
 def _without_weights(model: ModelMixin) -> ModelMixin:
@@ -123,6 +132,8 @@ def _with_exact_frozen_weights(
     """
     folder = pretrained_folder(config.model)
     if config.training.precision == "fp32" or folder is None or not has_weights(folder):
+        return weights
+    if isinstance(model, ControlledModel):  # what is exported has all trained
         return weights
     planned = _without_weights(model)
     if config.model.lora is not None:

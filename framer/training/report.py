@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+import diffusers
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -162,7 +163,7 @@ def similarity_against_depth(
 def _settings_of_similarity(model: nn.Module, trained: FramerConfig) -> FramerConfig | None:
     if adapter_for(model).channels is None:
         return FramerConfig(preset="paper")
-    if not isinstance(getattr(model, HEADS, None), FeatureHeads):
+    if not isinstance(getattr(adapter_for(model).model, HEADS, None), FeatureHeads):
         return None
     # The stages that have heads are those that were trained.
     students, teacher = method_layers(trained, adapter_for(model).block_names)
@@ -227,13 +228,13 @@ def _notes(config: TrainConfig) -> list[str]:
         "heldout": "the bundled held-out photographs, on which nothing is trained or chosen",
         "validation": "the bundled validation photograph, on which settings are chosen",
     }.get(config.data.evaluation, f"the photographs in `{config.data.evaluation}`")
-    decay, loader = config.training.ema.decay, backbone_for(config.model).model_class
-    without = " without this package" if loader.__module__.startswith("diffusers.") else ""
+    decay, loader = config.training.ema.decay, backbone_for(config.model).exported_class
+    without = " without this package" if hasattr(diffusers, loader) else ""
     average = "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
     return [
         *([average.format(decay)] if decay is not None else []),
         f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "
         "again on the same kind of machine.",
-        f"`export/` is a diffusers folder: `{loader.__name__}.from_pretrained` loads it{without}.",
+        f"`export/` is a diffusers folder: `{loader}.from_pretrained` loads it{without}.",
         "`metrics.jsonl` has every step; `tensorboard --logdir .` shows it live.",
     ]

@@ -26,7 +26,8 @@ from framer.extras import require
 from framer.features.adapters import adapter_for
 from framer.files import write_text
 from framer.models.build import build_model
-from framer.models.folders import pretrained_folder
+from framer.models.controlled import ControlledModel
+from framer.models.folders import controlnet_folder, pretrained_folder
 from framer.models.restoration import check_restoration
 from framer.models.restoration_model import RestorationModel
 from framer.models.trainable import freeze_the_rest, trainable_parameters
@@ -87,9 +88,9 @@ class Trainer:
         self.folder = RunFolder(Path(config.output_dir).expanduser())
         self.dataset = build_dataset(config)
         self.heldout = load_heldout(config)
-        pretrained = pretrained_folder(config.model)
-        if pretrained is not None:
-            check_restoration(pretrained, config)
+        for folder in (pretrained_folder(config.model), controlnet_folder(config.model)):
+            if folder is not None:
+                check_restoration(folder, config)
         check_engine(config)
         start_distributed(config.distributed)
         # Before a large model is built.
@@ -104,7 +105,7 @@ class Trainer:
         freeze_the_rest(model, trainable_parameters(model, config.model))
         encoder = repa_encoder(config.framer)
         seed = derived_seed(config.seed, "projectors", config.framer.seed)
-        attach_heads_of(model, config.framer, seed=seed, encoder=encoder)
+        attach_heads_of(adapter_for(model).model, config.framer, seed=seed, encoder=encoder)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_rank_zero(self._prepare_folder)
         resumed_from = choose_checkpoint(config.training.resume, self.folder.checkpoints)
@@ -113,7 +114,8 @@ class Trainer:
         self.device = torch.device(self.engine.device)
         self.model: ModelMixin = self.engine.module
         if config.model.compile_blocks:
-            for block in adapter_for(self.model).blocks:
+            beside = self.model.control_blocks.values() if isinstance(self.model, ControlledModel) else ()
+            for block in (*adapter_for(self.model).blocks, *beside):
                 block.compile()
         enable_activation_checkpointing(self.model, config.training.activation_checkpointing)
         self.framer: Framer | None = None

@@ -8,6 +8,7 @@ from framer.config.model import ModelConfig
 from framer.errors import ConfigError, UserError
 from framer.models.backbones.base import Backbone, InputChannels
 from framer.models.backbones.control_stream import ControlStreamBackbone
+from framer.models.backbones.controlnet import ControlNetSD3Backbone, ControlNetUNetBackbone
 from framer.models.backbones.sd3 import SD3Backbone
 from framer.models.backbones.unet import UnconditionedUNetBackbone, UNetBackbone
 from framer.models.folders import class_in_folder, pretrained_folder
@@ -20,7 +21,9 @@ __all__ = ["Backbone", "InputChannels", "backbone_for", "model_class"]
 _BACKBONES: Final[tuple[tuple[str, str, Backbone], ...]] = (
     ("sd3", "concat", SD3Backbone()),
     ("sd3", "control_stream", ControlStreamBackbone()),
+    ("sd3", "controlnet", ControlNetSD3Backbone()),
     ("unet", "concat", UNetBackbone()),
+    ("unet", "controlnet", ControlNetUNetBackbone()),
     ("unet", "none", UnconditionedUNetBackbone()),
 )
 """By ``model.architecture.type`` and ``model.conditioning``."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from framer.config.model import ModelConfig
+from framer.models.latents import LatentSpace
+from framer.models.modulewise import draw
 from framer.models.text import TextEmbeddings, TextSizes
+from framer.models.weights import WeightReader, open_weights
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -49,6 +54,9 @@ class Backbone(ABC):
     drawn_by_name: ClassVar[bool] = True
     """Whether a module's random weights depend on the seed and its name alone, not on the order of modules."""
 
+    trained_part: ClassVar[str] = ""
+    """Name of the submodule that alone may train and is exported; empty: the whole model."""
+
     @property
     def starts_from(self) -> tuple[str, ...]:
         """Names of the classes that a pretrained folder may hold."""
@@ -59,7 +67,16 @@ class Backbone(ABC):
     def model_class(self) -> type[ModelMixin]:
         """The class itself."""
 
-    def adopt(self, model: ModelMixin, config: ModelConfig) -> ModelMixin:
+    @property
+    def exported_class(self) -> str:
+        """Name of the class that an export holds."""
+        return self.class_name
+
+    def latents_seen(self, latents: LatentSpace) -> LatentSpace:
+        """The latent space with the condition that the family sees, which is its own by default."""
+        return latents
+
+    def adopt(self, model: ModelMixin, config: ModelConfig, *, seed: int) -> ModelMixin:
         """A pretrained folder's model as one of the family's, which may have more to it."""
         return model
 
@@ -67,9 +84,17 @@ class Backbone(ABC):
         """Settings of the family's class for a pretrained folder's ``config.json``."""
         return settings
 
-    def is_added(self, name: str) -> bool:
+    def open_weights(self, folder: Path, config: ModelConfig) -> AbstractContextManager[WeightReader]:
+        """A pretrained folder's weights, by the names that the family's class has for them."""
+        return open_weights(folder)
+
+    def is_added(self, name: str, config: ModelConfig) -> bool:
         """Whether :meth:`adopt` adds this parameter."""
         return False
+
+    def start_added(self, name: str, module: nn.Module, *, seed: int) -> None:
+        """Gives an added module that is no copy its first weights."""
+        draw(module)
 
     def source_of_added(self, name: str) -> str | None:
         """Which of the folder's parameters an added one starts as a copy of; None: it starts as its module starts."""

@@ -45,7 +45,7 @@ class ControlStreamBackbone(SD3Backbone):
         """Arguments of the class for ``model.architecture``."""
         return {**super().settings(config, channels), "variant": config.control_variant}
 
-    def adopt(self, model: ModelMixin, config: ModelConfig) -> ModelMixin:
+    def adopt(self, model: ModelMixin, config: ModelConfig, *, seed: int) -> ModelMixin:
         """Adds the stream to SD3."""
         from framer.models.control_stream import from_sd3
 
@@ -61,7 +61,7 @@ class ControlStreamBackbone(SD3Backbone):
             return settings
         return {**settings, "variant": config.control_variant}
 
-    def is_added(self, name: str) -> bool:
+    def is_added(self, name: str, config: ModelConfig) -> bool:
         """The stream's own parameters."""
         return _ADDED.fullmatch(name) is not None
 

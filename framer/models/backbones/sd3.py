@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class SD3Backbone(Backbone):
     class_name = "SD3Transformer2DModel"
     input_projection = "pos_embed.proj"
     drawn_by_name = False  # models were published before weights were drawn by name
-    attention_parameters = ("transformer_blocks.*.attn.*", "transformer_blocks.*.attn2.*")
+    attention_parameters: ClassVar[tuple[str, ...]] = ("transformer_blocks.*.attn.*", "transformer_blocks.*.attn2.*")
     control_parameters = ("pos_embed.proj.*",)
 
     @property

@@ -26,7 +26,7 @@ class UNetBackbone(Backbone):
 
     class_name = "UNet2DConditionModel"
     input_projection = "conv_in"
-    attention_parameters = ("*.attn1.*", "*.attn2.*")
+    attention_parameters: ClassVar[tuple[str, ...]] = ("*.attn1.*", "*.attn2.*")
     control_parameters: ClassVar[tuple[str, ...]] = ("conv_in.*",)
 
     @property
