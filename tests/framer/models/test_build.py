@@ -13,7 +13,8 @@ from torch import nn
 from framer.config.architecture import SD3Architecture
 from framer.config.model import ModelConfig
 from framer.errors import UserError
-from framer.models.build import WEIGHTS_FILE, build_model
+from framer.models.build import build_model
+from framer.models.weights import WEIGHTS_FILE
 
 TINY: dict[str, object] = {
     "patch_size": 2,
