@@ -16,12 +16,13 @@ from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.features import without_heads
 from framer.files import sync_tree, write_text
+from framer.models.backbones import backbone_for
 from framer.models.controlled import CONTROLNET, ControlledModel
-from framer.models.folders import pretrained_folder
+from framer.models.folders import controlnet_folder, pretrained_folder
 from framer.models.lora import add_lora, lora_parameters, merged_weights, own_name, write_lora
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
 from framer.models.trainable import trainable_parameters
-from framer.models.weights import has_weights, open_weights
+from framer.models.weights import has_weights
 from framer.training.engine import master_weights
 from framer.training.ranks import on_rank_zero
 
@@ -126,20 +127,20 @@ def _without_weights(model: ModelMixin) -> ModelMixin:
 def _with_exact_frozen_weights(
     model: ModelMixin, weights: dict[str, torch.Tensor], config: TrainConfig
 ) -> dict[str, torch.Tensor]:
-    """Takes frozen weights from the pretrained folder, where training held them in half precision alone.
+    """Takes frozen weights from the folders that they came from, where training held them in half precision alone.
 
-    Those that trained have a float32 master copy. Without the folder the rest stays as it is.
+    Those that trained have a float32 master copy. Without the folders the rest stays as it is.
     """
-    folder = pretrained_folder(config.model)
+    folder, controlnet = pretrained_folder(config.model), controlnet_folder(config.model)
     if config.training.precision == "fp32" or folder is None or not has_weights(folder):
         return weights
-    if isinstance(model, ControlledModel):  # what is exported has all trained
+    if controlnet is not None and not has_weights(controlnet):
         return weights
     planned = _without_weights(model)
     if config.model.lora is not None:
         add_lora(planned, config.model.lora, seed=0)
     trained, exact = trainable_parameters(planned, config.model), dict(weights)
-    with open_weights(folder) as reader:
+    with backbone_for(config.model).open_weights(folder, config.model) as reader:
         for name, value in weights.items():
             if name not in trained and own_name(name) in reader.names:
                 stored = reader.read(own_name(name))

@@ -150,6 +150,33 @@ def test_engines_train_the_same(trained: tuple[Family, Path], stage: int, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("start", ["new", "from a folder"])
+def test_what_stays_frozen_in_half_precision_is_exported_exactly(start: str, tmp_path: Path) -> None:
+    family = Family(tmp_path, "sd35")
+    sources = load_file(family.base / WEIGHTS)
+    model: dict[str, Any] = {"trainable": ["controlnet.controlnet_blocks.*"]}
+    if start == "from a folder":
+        base = diffusers.SD3Transformer2DModel.from_pretrained(family.base, local_files_only=True)
+        shared = {name: value for name, value in base.config.items() if name not in ("num_layers", "_class_name")}
+        controlnet = diffusers.SD3ControlNetModel(**shared, num_layers=2, force_zeros_for_pooled_projection=False)
+        controlnet.save_pretrained(tmp_path / "own")
+        model["controlnet"] = str(tmp_path / "own")
+        sources = load_file(tmp_path / "own" / WEIGHTS)
+    config = family.config(
+        tmp_path,
+        model=model,
+        training={"max_steps": 1, "batch_size": 2, "checkpoint_steps": 1, "precision": "bf16"},
+        deepspeed={"zero_stage": 2},
+    )
+    assert main(["--config", str(config)]) == 0
+    exported = load_file(tmp_path / "run/export" / WEIGHTS)
+    kept = [n for n in exported if n in sources and not n.startswith(("controlnet_blocks.", "pos_embed_input."))]
+    assert len(kept) > 50
+    for name in kept:
+        assert torch.equal(exported[name], sources[name]), name
+
+
+@pytest.mark.slow
 def test_training_goes_on_from_an_export(trained: tuple[Family, Path], tmp_path: Path) -> None:
     family, folder = trained
     config = family.config(
