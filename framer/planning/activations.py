@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from framer.models.restoration_model import RestorationModel
 from framer.planning.attention import planned_attention
 from framer.planning.flops import operator_flops
 from framer.planning.model import META, crop_sizes, meta_encoder, meta_model
-from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear
+from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear, plain_linear
 from framer.planning.storages import PeakMemory
 from framer.training.activation_checkpointing import enable_activation_checkpointing
 from framer.training.forward import ForwardPass
@@ -202,7 +202,7 @@ def trace_micro_step(config: TrainConfig, *, partitioned: bool = False) -> Micro
             parameter.register_post_accumulate_grad_hook(memory.hand_over(index))
     if partitioned:
         PartitioningEvents(memory.event).watch(model)
-    linear: AbstractContextManager[None] = memory_efficient_linear() if partitioned else nullcontext()
+    linear: AbstractContextManager[None] = memory_efficient_linear() if partitioned else plain_linear()
     with planned_attention(config.model), linear, memory:
         _run(forward, model, config, memory)
     return MicroStep(

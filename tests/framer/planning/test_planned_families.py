@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
-from framer.config.loading import load_config
+from framer.config.loading import build_config, load_config
 from framer.config.training import TrainConfig
 from framer.planning.activations import MicroStep, trace_micro_step
 
@@ -50,3 +52,12 @@ def test_framer_u_of_sd21_second_stage_holds_the_frozen_model_too() -> None:
     with_score = _step("framer_u_sd21.yaml", *overrides)
     without = _step("framer_u_sd21.yaml", *overrides, "objective.csd_weight=0")
     assert with_score.buffer_bytes - without.buffer_bytes == pytest.approx(2 * 865.91e6, rel=1e-3)
+
+
+def test_a_plan_does_not_depend_on_a_stage_3_run_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # DeepSpeed leaves its own linear function in the process, which keeps more where weights are frozen.
+    settings = {"model": {"trainable": ["attention"]}, "deepspeed": {"zero_stage": 2}}
+    config = build_config(TrainConfig, {"output_dir": "x", **settings}, source="test")
+    before = trace_micro_step(config).moments
+    monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
+    assert trace_micro_step(config).moments == before
