@@ -172,7 +172,7 @@ def test_an_image_of_a_shard_that_does_not_decode(
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["data.buckets=[[32,32],[4,256]]"], "data.buckets [4, 256]: the model needs multiples of its patch size 4"),
+        (["data.buckets=[[32,32],[4,256]]"], "data.buckets [4, 256]: the model needs multiples of 4"),
         (["framer.cutoff=1.2", "data.buckets=[[32,32],[4,32]]"], "framer.cutoff 1.2 with data.buckets [4, 32]"),
     ],
 )
