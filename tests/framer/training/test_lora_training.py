@@ -64,6 +64,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero0", "zero3"])
 def test_an_engine_equals_plain_torch(engines: Path, engine: str) -> None:
     result = torch.load(engines / f"{engine}.pt", weights_only=True)

@@ -47,7 +47,7 @@ def _assert_equal(folder: Path, other: Path) -> None:
     assert (folder / "run/samples" / table).read_text() == (other / "run/samples" / table).read_text()
 
 
-@pytest.mark.parametrize("case", range(2))
+@pytest.mark.parametrize("case", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_a_random_step_and_resumed(tmp_path: Path, uninterrupted: Path, case: int) -> None:
     config = tiny_config(tmp_path, training=STEPS)
     _kill_after(tmp_path, config, random.Random(case).randint(3, 10))
