@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from framer.features.adapters.layouts import Arguments, TokenGrid
-from framer.features.errors import FeatureError
+from framer.features.errors import FeatureError, UnsupportedModelError
 
 
 class HeadArguments(NamedTuple):
@@ -126,7 +126,7 @@ class Adapter(ABC):
         Returns:
             The prediction ``[B, C, H, W]``; of the last layer, the model's own output.
         """
-        raise NotImplementedError
+        raise UnsupportedModelError(f"no output head is known of {type(self.model).__name__}.")
 
     @cached_property
     def block_names(self) -> tuple[str, ...]:

@@ -6,13 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from framer.config.model import ModelConfig
 from framer.errors import ConfigError
 from framer.models.backbones.base import InputChannels
 from framer.models.backbones.sd3 import SD3Backbone
-from framer.models.text import TextEmbeddings
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -77,25 +74,6 @@ class ControlStreamBackbone(SD3Backbone):
         from framer.models.control_stream import control_parameter_names
 
         return control_parameter_names(model)
-
-    def inputs(
-        self,
-        model: ModelMixin,
-        sample: Tensor,
-        condition: Tensor,
-        timesteps: Tensor,
-        text: TextEmbeddings,
-        *,
-        image_size: tuple[int, int],
-    ) -> dict[str, Any]:
-        """Keyword arguments of the model's forward."""
-        return {
-            "hidden_states": sample,
-            "condition": condition,
-            "encoder_hidden_states": text.prompt,
-            "pooled_projections": text.pooled,
-            "timestep": timesteps,
-        }
 
 
 def _check_variant(found: str, config: ModelConfig) -> None:

@@ -229,25 +229,6 @@ class ControlNetSD3Backbone(ControlNetBackbone, SD3Backbone):
             name for name, _ in model.named_parameters() if name.startswith(_CONTROLNET) and not name.startswith(idle)
         )
 
-    def inputs(
-        self,
-        model: ModelMixin,
-        sample: Tensor,
-        condition: Tensor,
-        timesteps: Tensor,
-        text: TextEmbeddings,
-        *,
-        image_size: tuple[int, int],
-    ) -> dict[str, Any]:
-        """Keyword arguments of the model's forward."""
-        return {
-            "hidden_states": sample,
-            "condition": condition,
-            "encoder_hidden_states": text.prompt,
-            "pooled_projections": text.pooled,
-            "timestep": timesteps,
-        }
-
 
 class ControlNetUNetBackbone(ControlNetBackbone, UNetBackbone):
     """U-Nets with ``ControlNetModel``, which is given the low-resolution image in pixels."""

@@ -100,9 +100,14 @@ class SD3Backbone(Backbone):
         *,
         image_size: tuple[int, int],
     ) -> dict[str, Any]:
-        """Keyword arguments of ``SD3Transformer2DModel.forward``."""
+        """Keyword arguments of the forward, which takes ``condition`` by itself where it does not join the latents."""
+        entering: dict[str, Any] = (
+            {"hidden_states": torch.cat([sample, condition], dim=1)}
+            if self.condition_joins_input
+            else {"hidden_states": sample, "condition": condition}
+        )
         return {
-            "hidden_states": torch.cat([sample, condition], dim=1),
+            **entering,
             "encoder_hidden_states": text.prompt,
             "pooled_projections": text.pooled,
             "timestep": timesteps,
