@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,12 @@ class Sample(TypedDict):
         lr_upsampled: ``float32 [3, height, width]`` in ``[-1, 1]``, `resize_bicubic` of `lr`, clamped.
         index: The sample's place in the stream; of held-out samples, its place in the list.
         name: The photograph's file name without suffix; of several held-out crops of one, with ``_<crop>``.
+        prompt_embeds: ``float32 [T, D]``, the embeddings of the image's text; only where texts were prepared.
+        pooled_prompt_embeds: ``float32 [P]``, likewise, for models that take one.
+        hr_latents_mean: ``float32 [C, h, w]``, mean of the autoencoder's posterior of `hr`, neither shifted nor scaled;
+            only where latents were prepared.
+        hr_latents_logvar: ``float32 [C, h, w]``, its log-variance.
+        lr_latents_mean: ``float32 [C, h, w]``, mean of the posterior of `lr_upsampled`.
     """
 
     hr: Tensor
@@ -30,6 +36,11 @@ class Sample(TypedDict):
     lr_upsampled: Tensor
     index: int
     name: str
+    prompt_embeds: NotRequired[Tensor]
+    pooled_prompt_embeds: NotRequired[Tensor]
+    hr_latents_mean: NotRequired[Tensor]
+    hr_latents_logvar: NotRequired[Tensor]
+    lr_latents_mean: NotRequired[Tensor]
 
 
 class Crop(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 from framer.config.model import ModelConfig
 from framer.models.backbones import backbone_for
 from framer.models.latents import LatentSpace, build_latents
-from framer.models.text import text_embeddings
+from framer.models.text import TextEmbeddings, text_embeddings
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -26,6 +26,9 @@ class RestorationModel:
         device: Where the model is.
         latents: What it diffuses; built from the configuration by default.
 
+    Attributes:
+        text: The embeddings that the configuration names.
+
     Raises:
         UserError: The autoencoder or the text embeddings are missing, damaged or do not fit.
     """
@@ -37,24 +40,33 @@ class RestorationModel:
         self.device = device
         self.backbone = backbone_for(config)
         self.latents = self.backbone.latents_seen(build_latents(config, device)) if latents is None else latents
-        self._text = text_embeddings(config, self.backbone.text_sizes(model))
+        self.text = text_embeddings(config, self.backbone.text_sizes(model))
 
-    def inputs(self, sample: Tensor, reference: Tensor, timesteps: Tensor) -> dict[str, Any]:
+    def inputs(
+        self, sample: Tensor, reference: Tensor, timesteps: Tensor, *, text: TextEmbeddings | None = None
+    ) -> dict[str, Any]:
         """Keyword arguments of the model's forward, in its dtype.
 
         Args:
             sample: Noisy latents, ``[B, C, h, w]``.
             reference: As :meth:`LatentSpace.reference` gives it, ``[B, C', h, w]``.
             timesteps: ``[B]`` float32 in [0, 1000].
+            text: Of one image or of each of the batch; the configuration's by default.
         """
         dtype = next(self.model.parameters()).dtype
         sample, condition = sample.to(dtype), self.latents.condition(reference).to(dtype)
-        text = self._text.expand(len(sample), sample)
+        text = (text or self.text).expand(len(sample), sample)
         height, width = (side * self.latents.shape.downscale for side in sample.shape[-2:])
         return self.backbone.inputs(self.model, sample, condition, timesteps, text, image_size=(height, width))
 
     def predict(
-        self, sample: Tensor, reference: Tensor, timesteps: Tensor, *, run: Callable[..., Any] | None = None
+        self,
+        sample: Tensor,
+        reference: Tensor,
+        timesteps: Tensor,
+        *,
+        text: TextEmbeddings | None = None,
+        run: Callable[..., Any] | None = None,
     ) -> Tensor:
         """The model's output, ``[B, C, h, w]``.
 
@@ -62,7 +74,8 @@ class RestorationModel:
             sample: As in :meth:`inputs`.
             reference: As in :meth:`inputs`.
             timesteps: As in :meth:`inputs`.
+            text: As in :meth:`inputs`.
             run: Runs the model: the engine around it; by default the model itself.
         """
-        output: Tensor = (run or self.model)(**self.inputs(sample, reference, timesteps)).sample
+        output: Tensor = (run or self.model)(**self.inputs(sample, reference, timesteps, text=text)).sample
         return output
