@@ -31,6 +31,8 @@ class Command(Protocol):
 
 # Imported when asked for: most of them import torch, which takes seconds.
 COMMANDS: Final[dict[str, str]] = {
+    "ablate": "framer.ablation.command",
+    "analyze": "framer.analysis.paper.command",
     "export": "framer.training.export_checkpoint",
     "plan": "framer.planning.command",
     "shard": "framer.data.shards.command",

@@ -1,0 +1,1 @@
+"""The paper's figures, measured on checkpoints: what ``framer analyze`` draws."""
