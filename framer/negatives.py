@@ -14,8 +14,8 @@ def draw_negatives(
 
     ``cycle`` draws one random cyclic order of the layers and gives each layer its successor, so that a
     kernel which walks the cycle reads every layer once; ``independent`` draws each negative on its own. In
-    both, each ``j(i)`` is uniform over the other layers. ``fixed`` draws nothing: the next layer in depth, and the first
-    one for the last.
+    both, each ``j(i)`` is uniform over the other layers. ``fixed`` draws nothing: the next layer in depth, and
+    the first one for the last.
 
     A pure function of its arguments: every rank draws the same, and a resumed run needs the counter alone.
     It uses only the raw output of NumPy's Philox, which NumPy keeps the same from version to version.

@@ -116,8 +116,8 @@ class FramerConfig(ConfigSection):
 
     negatives: Literal["cycle", "independent", "fixed"] = "cycle"
     """How each layer's random-layer negative is drawn: `cycle`, its successor in one random cyclic order of
-    all layers; `independent`, any other layer. Uniform over the other layers either way. `fixed`: the next layer in depth,
-    always, for ablations."""
+    all layers; `independent`, any other layer. Uniform over the other layers either way. `fixed`: always
+    the next layer in depth, for ablations."""
 
     in_batch_negatives_across_ranks: bool = True
     """Whether the other images, in the high band's loss or in that of `dispersive`, are those of every rank, or of the

@@ -144,7 +144,8 @@ def _measured(
     if options.tile % multiple:
         raise UserError(f"--tile {options.tile}: {source.label} takes multiples of {multiple} pixels")
     timesteps = timesteps_of(model, options.timesteps)
-    progress.total -= (len(options.timesteps) - len(timesteps)) * len(tiles.tiles)
+    # A model that knows one timestep alone leaves the others out.
+    progress.total = (progress.total or 0) - (len(options.timesteps) - len(timesteps)) * len(tiles.tiles)
     progress.set_postfix_str(source.label[:24])
     return {
         timestep: measure(model, tiles, timestep, options.settings, after_batch=progress.update)
@@ -156,7 +157,7 @@ def _described(source: Source, model: ExportedModel, digest: str) -> list[str]:
     own = model.restoration.model
     return [
         source.label,
-        "–" if source.step is None else str(source.step),
+        "unknown" if source.step is None else str(source.step),
         type(own).__name__,
         f"{sum(parameter.numel() for parameter in own.parameters()) / 1e6:.2f} M",
         str(len(adapter_for(own).blocks)),
@@ -189,8 +190,8 @@ def _settings(options: Options, tiles: Tiles) -> dict[str, str]:
 
 def _images_note(tiles: Tiles, options: Options) -> str:
     note = (
-        f"{len(tiles.tiles)} tiles of {len(tiles.names)} images. Of each image one tile: as the models see it, degraded "
-        f"({options.degradation}) and upscaled, on the left, and the original on the right."
+        f"{len(tiles.tiles)} tiles of {len(tiles.names)} images. Of each image one tile: as the models see it, "
+        f"degraded ({options.degradation}) and upscaled, on the left, and the original on the right."
     )
     if tiles.left_out:
         note += f" {tiles.left_out} more images were left out (--max-tiles {options.most_tiles})."
@@ -202,8 +203,8 @@ def _notes(sources: Sequence[Source], measured: dict[str, dict[int, Measures]], 
     for label, measures in measured.items():
         if set(measures) != set(options.timesteps):
             notes.append(
-                f"{label} restores in one step: it was measured at t = {next(iter(measures))}, the only timestep that it "
-                "knows, instead of the timesteps asked for."
+                f"{label} restores in one step: it was measured at t = {next(iter(measures))}, the only timestep "
+                "that it knows, instead of the timesteps asked for."
             )
     return notes
 

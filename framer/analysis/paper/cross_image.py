@@ -43,7 +43,7 @@ def plot_matrices(path: Path, measured: Measured, names: Sequence[str], matrix: 
     columns = [(timestep, band) for timestep in timesteps_in(measured) for band in BANDS]
     shown = min(len(names), SHOWN_IMAGES)
     ticks = [shortened(name, 14) for name in names[:shown]]
-    canvas = new_canvas(2.9 + 2.9 * len(columns), 2.2 + 2.7 * len(measured), title)
+    canvas = new_canvas(2.9 + 2.9 * len(columns), 1.6 + 2.6 * len(measured), title)
     plots = canvas.subplots(len(measured), len(columns), squeeze=False)
     image = None
     for row, (label, measures) in enumerate(measured.items()):
@@ -117,18 +117,9 @@ def cross_image_rows(measured: Measured) -> tuple[Sequence[str], list[list[str]]
     rows: list[list[str]] = []
     for label, measures in measured.items():
         for timestep, at in measures.items():
-            teacher = [_shown(at.teacher_lf.mean(same=False)), _shown(at.teacher_hf.mean(same=False))]
-            rows.append(
-                [
-                    label,
-                    str(timestep),
-                    "last layer with itself",
-                    "1 by definition",
-                    teacher[0],
-                    "1 by definition",
-                    teacher[1],
-                ]
-            )
+            own = "1 by definition"
+            other = [_shown(pairs.mean(same=False)) for pairs in (at.teacher_lf, at.teacher_hf)]
+            rows.append([label, str(timestep), "last layer with itself", own, other[0], own, other[1]])
             rows += [
                 [
                     label,
@@ -144,7 +135,7 @@ def cross_image_rows(measured: Measured) -> tuple[Sequence[str], list[list[str]]
 def _numbers(at: Measures) -> dict[str, Any]:
     return {
         "last_layer": {
-            band: {"matrix": _json(teacher_matrix(at, band)), "mean": _teacher_mean(at, band)} for band in BANDS
+            band: {"matrix": _json(teacher_matrix(at, band)), "other_images": _teacher_mean(at, band)} for band in BANDS
         },
         "layers": {
             layer.name: {
@@ -169,7 +160,7 @@ def _json(matrix: NDArray[np.float64]) -> list[list[float | None]]:
 
 
 def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return "not seen" if value is None else f"{value:.4f}"
 
 
 def _write_values(axes: Any, values: NDArray[np.float64]) -> None:

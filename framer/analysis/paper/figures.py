@@ -86,13 +86,13 @@ def spectra_section(analysis: Analysis) -> Section:
         pictures=[(path, title)],
         caption=(
             "Density of log(1 + |F|), F the discrete Fourier transform of each channel, over all bins of the low (LF) "
-            "and of the high (HF) band: of the low-resolution image at the model's input, of the clean target, as it is "
-            "diffused, and of the first, a middle and the last layer's feature maps."
+            "and of the high (HF) band: of the low-resolution image at the model's input, of the clean target, as it "
+            "is diffused, and of the first, a middle and the last layer's feature maps."
         ),
         reading=(
-            "A curve further to the right has larger amplitudes. Two curves that lie apart mean that one band outweighs "
-            "the other there: a comparison of whole maps would see that band alone. Amplitudes of maps of different "
-            "sizes differ for that reason too, for F is not normalised."
+            "A curve further to the right has larger amplitudes. Two curves that lie apart mean that one band "
+            "outweighs the other there: a comparison of whole maps would see that band alone. Amplitudes of maps "
+            "of different sizes differ for that reason too, for F is not normalised."
         ),
         table=Table(header=("model", "map", "mean LF", "mean HF"), rows=rows),
     )
@@ -175,20 +175,17 @@ def cross_image_section(analysis: Analysis) -> Section:
         pictures.append((path, title))
     analysis.write("fig5", cross_image.cross_image_numbers(analysis.measured, analysis.images))
     header, rows = cross_image.cross_image_rows(analysis.measured)
-    some = len(analysis.images) > cross_image.SHOWN_IMAGES
+    shown, count = cross_image.SHOWN_IMAGES, len(analysis.images)
+    some = f" Heat maps show the first {shown} of {count} images." if count > shown else ""
     return Section(
         title=heading,
         pictures=pictures,
         caption=(
-            "Cosine similarity between features of different images, per band, mean over pairs of tiles. First the last "
-            "layer's features with each other; then a middle layer's (rows) with the last layer's (columns), on the "
-            "diagonal of the same tile; then every layer's similarity to the last layer's of the same image (solid) and "
-            "of other images (dashed)."
-            + (
-                f" Heat maps show the first {cross_image.SHOWN_IMAGES} of {len(analysis.images)} images."
-                if some
-                else ""
-            )
+            "Cosine similarity between features of different images, per band, mean over pairs of tiles. First the "
+            "last layer's features with each other; then a middle layer's (rows) with the last layer's (columns), on "
+            "the diagonal of the same tile; then every layer's similarity to the last layer's of the same image "
+            "(solid) and of other images (dashed)."
+            + some
             + " White cells were not measured: only images of one batch are compared."
         ),
         reading=(
@@ -232,13 +229,13 @@ def collapse_section(analysis: Analysis) -> Section:
         title=heading,
         pictures=[(path, title)],
         caption=(
-            "Cosine similarity of the layers to the last one against optimizer steps: the mean over the layers, and pale "
-            "the span from the lowest to the highest layer. In training batches: as metrics.jsonl has it, 0 where it is "
-            "negative, smoothed over 2 % of the steps; on these images: measured on the checkpoints"
+            "Cosine similarity of the layers to the last one against optimizer steps: the mean over the layers, and "
+            "pale the span from the lowest to the highest layer. In training batches: as metrics.jsonl has it, 0 where "
+            "it is negative, smoothed over 2 % of the steps; on these images: measured on the checkpoints"
             + (f" at t = {depth.timesteps_in(analysis.measured)[0]}." if measured else ".")
         ),
         reading=(
-            "Layers that all reach 1 and stay there have become alike: there is nothing left to learn from the last one. "
+            "Layers that all reach 1 and stay there have become alike: there is nothing left to learn from the last. "
             "The paper shows this collapse within 1000 to 5000 steps where FAW and FAM are off."
         ),
         table=Table(header=header, rows=rows),
@@ -277,10 +274,10 @@ def modulation_section(analysis: Analysis) -> Section:
         title=heading,
         pictures=[(path, title)],
         caption=(
-            "The weight that each layer's loss has in the low (LF) and the high (HF) band: FAW, 1 where student and last "
-            "layer have the same energy in the band, times FAM, the similarity already reached. In training: means over "
-            "the first and the last tenth of the steps of the run. On these images: the means over the tiles, with the "
-            "bands of this analysis and FAW relative to the student."
+            "The weight that each layer's loss has in the low (LF) and the high (HF) band: FAW, 1 where student and "
+            "last layer have the same energy in the band, times FAM, the similarity already reached. In training: "
+            "means over the first and the last tenth of the steps of the run. On these images: means over the tiles, with "
+            "the bands of this analysis and FAW relative to the student."
         ),
         reading=(
             "A layer near 0 hardly learns in that band, one near 1 learns with the whole loss. The paper shows late "

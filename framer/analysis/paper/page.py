@@ -106,7 +106,6 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
-.path { overflow-wrap: anywhere; min-width: 9rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; overflow-x: auto;
   font-size: .85rem; }
 .images { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; list-style: none; max-width: none; }
@@ -185,13 +184,8 @@ def _table(table: Table) -> str:
     numeric = [
         bool(table.rows) and all(_is_number(row[column]) for row in table.rows) for column in range(len(table.header))
     ]
-    classes = [
-        ' class="number"' if number else ' class="path"' if column else "" for column, number in enumerate(numeric)
-    ]
-    head = "".join(
-        f"<th{css if 'number' in css else ''}>{escape(name)}</th>"
-        for name, css in zip(table.header, classes, strict=True)
-    )
+    classes = [' class="number"' if number else "" for number in numeric]
+    head = "".join(f"<th{css}>{escape(name)}</th>" for name, css in zip(table.header, classes, strict=True))
     rows = "".join(
         "<tr>" + "".join(f"<td{css}>{escape(cell)}</td>" for cell, css in zip(row, classes, strict=True)) + "</tr>"
         for row in table.rows
@@ -203,7 +197,7 @@ def _is_number(cell: str) -> bool:
     try:
         float(cell)
     except ValueError:
-        return cell == "–"
+        return cell in ("unknown", "not seen", "1 by definition")
     return True
 
 

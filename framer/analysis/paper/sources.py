@@ -66,8 +66,8 @@ def find_sources(arguments: Sequence[str], *, labels: Sequence[str], every_step:
     """Finds the models that a command line names.
 
     Args:
-        arguments: Each ``base``, an export, a run's folder (its export, or its newest checkpoint where it has none yet),
-            or a checkpoint.
+        arguments: Each ``base``, an export, a run's folder (its export, or its newest checkpoint where it has none
+            yet), or a checkpoint.
         labels: A label for each argument, or none at all.
         every_step: Whether runs are analysed at each of their kept checkpoints as well.
 
@@ -169,7 +169,7 @@ def _label(source: Source, named: str | None, every_step: bool) -> str:
 def _distinct(sources: Sequence[Source]) -> list[Source]:
     """Adds as much of the folders above as tells models of one name apart."""
     labels = [source.label for source in sources]
-    named = []
+    named: list[Source] = []
     for place, source in enumerate(sources):
         label = source.label
         if labels.count(label) > 1:

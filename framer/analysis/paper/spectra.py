@@ -54,7 +54,7 @@ class Spectrum:
             band: ``lf`` or ``hf``.
         """
         counts = self.lf if band == "lf" else self.hf
-        return counts / (counts.sum() * HIGHEST / BINS)
+        return np.asarray(counts / (counts.sum() * HIGHEST / BINS))
 
     def mean(self, band: str) -> float:
         """Mean of log(1 + |F|) in one band, by the bins' centres."""

@@ -61,11 +61,8 @@ class Tiles:
             rounds = max(1, size // len(together))
             longest = max(len(tiles) for tiles in together)
             for start in range(0, longest, rounds):
-                batch = [
-                    tile for place in range(start, start + rounds) for tiles in together for tile in tiles[place:][:1]
-                ]
-                if batch:
-                    yield batch
+                places = range(start, min(start + rounds, longest))
+                yield [tiles[place] for place in places for tiles in together if place < len(tiles)]
 
 
 def find_photographs(source: str) -> list[Path]:
