@@ -276,8 +276,8 @@ def modulation_section(analysis: Analysis) -> Section:
         caption=(
             "The weight that each layer's loss has in the low (LF) and the high (HF) band: FAW, 1 where student and "
             "last layer have the same energy in the band, times FAM, the similarity already reached. In training: "
-            "means over the first and the last tenth of the steps of the run. On these images: means over the tiles, with "
-            "the bands of this analysis and FAW relative to the student."
+            "means over the first and the last tenth of the steps of the run. On these images: means over the tiles, "
+            "with the bands of this analysis and FAW relative to the student."
         ),
         reading=(
             "A layer near 0 hardly learns in that band, one near 1 learns with the whole loss. The paper shows late "
