@@ -108,7 +108,7 @@ def analyze(sources: Sequence[Source], photographs: Sequence[Path], folder: Path
     write_page(
         folder / REPORT,
         Page(
-            title="FRAMER analysis: " + ", ".join(source.label for source in sources),
+            title="FRAMER analysis: " + _models(sources),
             command=options.command,
             models=Table(header=header, rows=described),
             images=[_thumbnail(tiles, image) for image in range(len(tiles.names))],
@@ -151,6 +151,10 @@ def _measured(
         timestep: measure(model, tiles, timestep, options.settings, after_batch=progress.update)
         for timestep in timesteps
     }
+
+
+def _models(sources: Sequence[Source]) -> str:
+    return "; ".join(source.label for source in sources) if len(sources) < 4 else f"{len(sources)} models"
 
 
 def _described(source: Source, model: ExportedModel, digest: str) -> list[str]:

@@ -94,8 +94,8 @@ def plot_collapse(
                     axes.plot([], [], color=line.colour, linestyle=line.dashes, label=run)
                     continue
                 axes.plot(
-                    steps, curves[0], color=line.colour, linestyle=line.dashes, linewidth=2.0, marker=marker,
-                    markersize=5, label=run,
+                    steps, curves[0], color=line.colour, linestyle=line.dashes, linewidth=line.width, marker=marker,
+                    markersize=3.5 + line.width, label=run,
                 )  # fmt: skip
                 axes.fill_between(steps, curves[1], curves[2], color=line.colour, alpha=0.12, linewidth=0)
             style_axes(axes, x_label="optimizer step", y_label="", title=f"{band.upper()}, {_PARTS[part]}")

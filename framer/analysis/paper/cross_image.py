@@ -167,7 +167,15 @@ def _write_values(axes: Any, values: NDArray[np.float64]) -> None:
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             colour = "white" if value < 0.55 else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+            axes.text(
+                column,
+                row,
+                f"{abs(value) if abs(value) < 0.005 else value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
 
 
 def _draw(axes: Any, measures: Measures, band: str, colour: str, marker: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from framer.analysis.figures import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
-from framer.analysis.paper.labels import legend_below, line_of, wrapped
+from framer.analysis.paper.labels import Line, legend_below, line_of, wrapped
 from framer.analysis.paper.measure import LayerMeasures, Measures, PairMeans
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ Measured = Mapping[str, Mapping[int, Measures]]
 """What was measured, by the model's label, then by timestep."""
 
 BANDS: Final = ("lf", "hf")
+_BAND_LINES: Final = {"lf": Line(LF_COLOUR, "-", "o", 2.0), "hf": Line(HF_COLOUR, "--", "s", 2.0)}
 
 
 def band_means(layer: LayerMeasures, band: str) -> PairMeans:
@@ -51,8 +53,8 @@ def plot_depth_by_model(path: Path, measured: Measured, *, title: str) -> None:
         for column, timestep in enumerate(timesteps):
             axes = plots[row, column]
             if timestep in measures:
-                for band, colour, marker, dashes in (("lf", LF_COLOUR, "o", "-"), ("hf", HF_COLOUR, "s", "--")):
-                    _draw(axes, measures[timestep], band, colour, dashes, marker, band.upper())
+                for band, line in _BAND_LINES.items():
+                    _draw(axes, measures[timestep], band, line, band.upper())
             else:
                 not_there(axes, "not measured\nat this timestep")
             _style(axes, f"t = {timestep}" if row == 0 else "", last=row == len(measured) - 1)
@@ -79,7 +81,7 @@ def plot_depth_of_models(path: Path, measured: Measured, *, title: str) -> None:
             for number, (label, measures) in enumerate(measured.items()):
                 line = line_of(number)
                 if timestep in measures:
-                    _draw(axes, measures[timestep], band, *line, label)
+                    _draw(axes, measures[timestep], band, line, label)
                 else:  # the legend has it nonetheless
                     axes.plot([], [], color=line.colour, linestyle=line.dashes, marker=line.marker, label=label)
             _style(axes, f"t = {timestep}" if row == 0 else "", last=row == 1)
@@ -137,25 +139,17 @@ def not_there(axes: Axes, reason: str) -> None:
     axes.text(0.5, 0.5, reason, ha="center", va="center", fontsize=10, color="#555555", transform=axes.transAxes)
 
 
-def _draw(
-    axes: Axes,
-    measures: Measures,
-    band: str,
-    colour: str,
-    dashes: str | tuple[int, tuple[int, ...]],
-    marker: str,
-    label: str,
-) -> None:
+def _draw(axes: Axes, measures: Measures, band: str, line: Line, label: str) -> None:
     depth = [(layer.number + 1) / measures.count for layer in measures.layers]
     values = [similarity(layer, band) for layer in measures.layers]
     axes.plot(
         [*depth, 1.0],
         [*values, 1.0],
-        color=colour,
-        linestyle=dashes,
-        linewidth=2.0,
-        marker=marker,
-        markersize=5,
+        color=line.colour,
+        linestyle=line.dashes,
+        linewidth=line.width,
+        marker=line.marker,
+        markersize=3.5 + line.width,
         label=label,
     )
 
@@ -166,7 +160,7 @@ def _style(axes: Axes, title: str, *, last: bool) -> None:
 
 
 def _whole_range(axes: Axes, measured: Measured) -> None:
-    """Sets the range that all plots share: 0 to 1, and lower where a similarity is."""
+    """Sets the range that all plots share: from just below the lowest similarity to 1."""
     lowest = min(
         similarity(layer, band)
         for measures in measured.values()
@@ -174,7 +168,7 @@ def _whole_range(axes: Axes, measured: Measured) -> None:
         for layer in at.layers
         for band in BANDS
     )
-    axes.set_ylim(min(-0.04, lowest - 0.06), 1.06)
+    axes.set_ylim(math.floor(10 * lowest - 0.5) / 10, 1.04)
 
 
 def _first_drawn(plots: Iterable[Axes]) -> Axes:

@@ -249,7 +249,9 @@ def modulation_section(analysis: Analysis) -> Section:
     found = {}
     for source in analysis.sources:
         records = analysis.metrics.get(source.label)
-        trained = "no metrics.jsonl beside it" if records is None else modulation.trained_curves(records)
+        trained = (
+            "no metrics.jsonl beside it" if records is None else modulation.trained_curves(records, fam=source.fam)
+        )
         found[source.label] = modulation.Modulations(
             trained, modulation.measured_curves(analysis.measured[source.label])
         )

@@ -46,8 +46,15 @@ class Modulations:
     measured: list[Curve] | str
 
 
-def trained_curves(metrics: Sequence[StepMetrics]) -> list[Curve] | str:
-    """The first and the last tenth of a run's steps, or why there are none."""
+def trained_curves(metrics: Sequence[StepMetrics], *, fam: bool) -> list[Curve] | str:
+    """The first and the last tenth of a run's steps, or why there are none.
+
+    Args:
+        metrics: What the run logged.
+        fam: Whether FAM was on: where it is off, its factor is logged and not used.
+    """
+    if not fam:
+        return "FAM was off:\nthe loss used no such weights"
     try:
         phases = early_and_late_modulation(metrics)
     except ValueError:

@@ -98,16 +98,18 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: 1.25rem; border-to
 h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
 p, ul { margin: .5rem 0; max-width: 46rem; }
 a { color: var(--accent); }
-figure { margin: 1rem 0; }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+figure { margin: 1rem 0; overflow-x: auto; }
+/* On a phone pictures keep a readable size and are pushed sideways. */
+figure img { display: block; width: 100%; min-width: 42rem; height: auto; background: #fff; border: 1px solid var(--line);
   border-radius: .5rem; padding: .5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; overflow-x: auto;
-  font-size: .85rem; }
+.path { overflow-wrap: anywhere; min-width: 14rem; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; font-size: .85rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 .images { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; list-style: none; max-width: none; }
 .images li { width: 8rem; font-size: .8rem; color: var(--soft); overflow-wrap: anywhere; }
 .images img { width: 8rem; height: auto; display: block; border-radius: .25rem; }
@@ -184,7 +186,11 @@ def _table(table: Table) -> str:
     numeric = [
         bool(table.rows) and all(_is_number(row[column]) for row in table.rows) for column in range(len(table.header))
     ]
-    classes = [' class="number"' if number else "" for number in numeric]
+    paths = [any("/" in row[column] for row in table.rows) for column in range(len(table.header))]
+    classes = [
+        ' class="number"' if number else ' class="path"' if path else ""
+        for number, path in zip(numeric, paths, strict=True)
+    ]
     head = "".join(f"<th{css}>{escape(name)}</th>" for name, css in zip(table.header, classes, strict=True))
     rows = "".join(
         "<tr>" + "".join(f"<td{css}>{escape(cell)}</td>" for cell, css in zip(row, classes, strict=True)) + "</tr>"

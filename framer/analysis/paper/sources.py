@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from framer.config.loading import build_config, load_config
+from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.inference.load import read_restoration
 from framer.models.folders import BASE_FOLDER
-from framer.models.restoration import RESTORATION_FILE
+from framer.models.restoration import RESTORATION_FILE, restoration_settings
 from framer.training.checkpoint_folder import find_checkpoints, step_of
 from framer.training.run_folder import RunFolder
 from framer.training.trainer_state import STATE_FILE, read_state
@@ -46,6 +48,16 @@ class Source:
         found = None if self.run is None else RunFolder(self.run).metrics
         return found if found is not None and found.is_file() else None
 
+    @property
+    def fam(self) -> bool:
+        """Whether the run trained with FAM; taken as so where its configuration is not there.
+
+        Raises:
+            ConfigError: The configuration is damaged.
+        """
+        config = None if self.run is None else RunFolder(self.run).config
+        return config is None or not config.is_file() or load_config(TrainConfig, config).framer.fam
+
     def settings(self) -> dict[str, object]:
         """What ``restoration.json`` says of an export, and what it will say of a checkpoint's.
 
@@ -54,10 +66,6 @@ class Source:
         """
         if not self.checkpoint:
             return read_restoration(self.folder)
-        from framer.config.loading import build_config
-        from framer.config.training import TrainConfig
-        from framer.models.restoration import restoration_settings
-
         config = build_config(TrainConfig, read_state(self.folder).config, source=str(self.folder / STATE_FILE))
         return dict(restoration_settings(config))
 
