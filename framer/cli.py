@@ -75,7 +75,8 @@ def run_command(command: Command, arguments: Sequence[str] | None, *, prog: str 
     """
     parser = argparse.ArgumentParser(prog=prog, description=command.HELP)
     command.add_arguments(parser)
-    parsed = parser.parse_args(arguments)
+    # Intermixed: key=value may stand before, between and after options.
+    parsed = parser.parse_intermixed_args(arguments)
     try:
         return command.run(parsed)
     except (UserError, OSError) as error:  # a full disk shows wherever a file is written

@@ -100,8 +100,8 @@ p, ul { margin: .5rem 0; max-width: 46rem; }
 a { color: var(--accent); }
 figure { margin: 1rem 0; overflow-x: auto; }
 /* On a phone pictures keep a readable size and are pushed sideways. */
-figure img { display: block; width: 100%; min-width: 42rem; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: .5rem; padding: .5rem; }
+figure img { display: block; width: 100%; min-width: 42rem; height: auto; background: #fff;
+  border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
