@@ -23,6 +23,11 @@ from framer.training.run_folder import RunFolder
 _WARM_UP_SHARE: Final = 0.1
 """Part of a run's steps, at its beginning, whose times are left out."""
 
+_SEEDS_NOTE: Final = (
+    "Mean over the seeds, and from lowest to highest. A difference smaller than these ranges says nothing."
+)
+_ONE_SEED_NOTE: Final = "One seed: how much of a difference is chance is not known; --seeds 0 1 2 tells."
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -138,8 +143,7 @@ def markdown(table: AblationTable, results: Sequence[VariantResult]) -> str:
     memories = sorted({run.memory_of for run in finished if run.memory_bytes is not None})
     lines += [
         "",
-        "Mean over the seeds, and from lowest to highest where there are several. A difference smaller than these "
-        "ranges says nothing.",
+        _SEEDS_NOTE if any(len(row.runs) > 1 for row in results) else _ONE_SEED_NOTE,
         "",
         f"PSNR: `{PSNR_ID}`  ",
         f"SSIM: `{SSIM_ID}`  ",
@@ -170,7 +174,10 @@ def plot_results(path: Path, results: Sequence[VariantResult], *, title: str) ->
             axes.plot([fmean(values)], [place], "|", color="black", markersize=18, markeredgewidth=2.0)
         bicubic = fmean(getattr(run, f"{name}_bicubic") for row in results for run in row.runs)
         axes.axvline(bicubic, color="#555555", linestyle="--", linewidth=1.2)
-        axes.text(bicubic, -0.75, " bicubic", fontsize=9, color="#555555", va="center")
+        left, right = axes.get_xlim()
+        side = "right" if bicubic > (left + right) / 2 else "left"
+        axes.text(bicubic, -0.75, " bicubic ", fontsize=9, color="#555555", va="center", ha=side)
+        axes.locator_params(axis="x", nbins=6)
         style_axes(axes, x_label=label, y_label="")
         axes.grid(visible=True, axis="y", color=GRID_COLOUR, linewidth=0.8)
     plots[0].set_yticks(list(places), [wrapped(row.title, 38, lines=2) for row in results])

@@ -151,7 +151,7 @@ def _tile_and_scale(sources: Sequence[Source], given: int | None) -> tuple[int, 
         raise UserError(f"the models upscale by different factors, so that no image suits all: {_listed(scales)}")
     if given is None and len(set(tiles.values())) > 1:
         raise UserError(
-            f"the models were trained on crops of different sizes: {_listed(tiles)}; choose one with --tile"
+            f"the models were trained on crops of different sizes: {_listed(tiles)}; choose with --tile"
         )
     tile, scale = given or next(iter(tiles.values())), next(iter(scales.values()))
     if tile % scale:
