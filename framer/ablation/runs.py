@@ -77,7 +77,7 @@ def train(run: PlannedRun, launcher: Launcher, launcher_arguments: Sequence[str]
         folder.mkdir(parents=True, exist_ok=True)
         log = (folder / LOG).open("ab")
     with log:
-        command = [*_launch(launcher, launcher_arguments), "train", "--config", str(run.base), *run.overrides]
+        command = [*_launch(launcher, launcher_arguments), "--config", str(run.base), *run.overrides]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())  # noqa: S603
         try:
             return process.wait()
@@ -93,12 +93,12 @@ def train(run: PlannedRun, launcher: Launcher, launcher_arguments: Sequence[str]
 
 def _launch(launcher: Launcher, arguments: Sequence[str]) -> list[str]:
     if launcher == "python":
-        return [sys.executable, "-m", "framer"]
+        return [sys.executable, "-m", "framer.training"]
     program = Path(sys.executable).with_name("deepspeed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [sys.executable, str(program), "--master_port", str(port), *arguments, "--module", "framer"]
+    return [sys.executable, str(program), "--master_port", str(port), *arguments, "--module", "framer.training"]
 
 
 def _environment() -> dict[str, str]:

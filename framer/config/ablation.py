@@ -41,7 +41,7 @@ class AblationTable(ConfigSection):
     def _names_are_folders(cls, variants: dict[str, Variant]) -> dict[str, Variant]:
         wrong = [name for name in variants if not _NAME.fullmatch(name)]
         if wrong:
-            raise ValueError(f"{', '.join(wrong)}: a name has lower-case letters, digits, '-', '_' and '.' alone")
+            raise ValueError(f"the name {', '.join(wrong)} has other than lower-case letters, digits, '-', '_' and '.'")
         for name, variant in variants.items():
             own = [override for override in variant.overrides if override.partition("=")[0].strip() in SET_BY_THE_SUITE]
             if own:

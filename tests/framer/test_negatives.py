@@ -86,3 +86,7 @@ def test_draws_stay_the_same_from_version_to_version():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         draw_negatives(*arguments)
+
+
+def test_fixed_negatives_are_the_next_layers_in_every_draw():
+    assert draw_negatives(4, "fixed", 7, 0) == draw_negatives(4, "fixed", 0, 9) == [1, 2, 3, 0]

@@ -150,9 +150,7 @@ def _tile_and_scale(sources: Sequence[Source], given: int | None) -> tuple[int, 
     if len(set(scales.values())) > 1:
         raise UserError(f"the models upscale by different factors, so that no image suits all: {_listed(scales)}")
     if given is None and len(set(tiles.values())) > 1:
-        raise UserError(
-            f"the models were trained on crops of different sizes: {_listed(tiles)}; choose with --tile"
-        )
+        raise UserError(f"the models were trained on crops of different sizes: {_listed(tiles)}; choose with --tile")
     tile, scale = given or next(iter(tiles.values())), next(iter(scales.values()))
     if tile % scale:
         raise UserError(f"--tile {tile} is not a multiple of the scale {scale}")
@@ -165,4 +163,4 @@ def _listed(values: dict[str, int]) -> str:
 
 def _command_line() -> str:
     program, *rest = sys.argv
-    return shlex.join(["framer" if Path(program).name in ("framer", "__main__.py") else Path(program).name, *rest])
+    return shlex.join([Path(program).name, *rest])
