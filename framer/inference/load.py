@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,9 @@ from framer.inference.restore import Restorer
 from framer.models.build import build_model
 from framer.models.restoration import RESTORATION_FILE
 from framer.models.restoration_model import RestorationModel
-from framer.objectives import Objective, build_objective
+from framer.objectives import build_objective
 
 _MODEL = ("latents", "latents_scale", "conditioning", "text_tokens", "text_embeddings", "vae", "vae_precision")
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """What a run exported, in memory.
-
-    Attributes:
-        restoration: The model, in evaluation mode and frozen, with what stands between it and images.
-        objective: What it was trained on, which knows how to sample it.
-        settings: The objective's settings that sampling depends on.
-        scale: Upscaling factor.
-        tile: Height and width of a training crop, in pixels.
-        num_inference_steps: Sampling steps of the run's own evaluation.
-    """
-
-    restoration: RestorationModel
-    objective: Objective
-    settings: ObjectiveConfig
-    scale: int
-    tile: int
-    num_inference_steps: int
 
 
 def load_restorer(
@@ -56,45 +34,10 @@ def load_restorer(
     """Loads what a run exported, ready to restore images.
 
     Args:
-        folder: As in :func:`load_export`.
-        device: As there.
-        num_inference_steps: Sampling steps; by default those of the run's own evaluation.
-        tile_overlap: Part of a tile that its neighbour covers too.
-        vae: As in :func:`load_export`.
-        text_embeddings: As there.
-        pretrained: As there.
-
-    Raises:
-        UserError: A file is missing, damaged or does not fit.
-    """
-    if num_inference_steps is not None and num_inference_steps < 1:
-        raise UserError(f"num_inference_steps: expected 1 or more, got {num_inference_steps}")
-    export = load_export(folder, device=device, vae=vae, text_embeddings=text_embeddings, pretrained=pretrained)
-    restoration = export.restoration
-    return Restorer(
-        model=restoration.predict,
-        latents=restoration.latents,
-        objective=export.objective,
-        tile=export.tile // restoration.latents.shape.downscale,
-        tile_overlap=tile_overlap,
-        multiple=restoration.backbone.multiple(restoration.model),
-        num_inference_steps=export.num_inference_steps if num_inference_steps is None else num_inference_steps,
-    )
-
-
-def load_export(
-    folder: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    vae: str | None = None,
-    text_embeddings: str | None = None,
-    pretrained: str | None = None,
-) -> ExportedModel:
-    """Loads what a run exported.
-
-    Args:
         folder: A run's ``export``: a diffusers folder with ``restoration.json``.
         device: Where the model goes.
+        num_inference_steps: Sampling steps; by default those of the run's own evaluation.
+        tile_overlap: Part of a tile that its neighbour covers too, from 0 to below 1.
         vae: The autoencoder's folder, where it is no longer where it was in training.
         text_embeddings: The file of text embeddings, likewise.
         pretrained: The folder of the model that a ControlNet was trained beside, likewise.
@@ -102,8 +45,10 @@ def load_export(
     Raises:
         UserError: A file is missing, damaged or does not fit.
     """
+    if num_inference_steps is not None and num_inference_steps < 1:
+        raise UserError(f"num_inference_steps: expected 1 or more, got {num_inference_steps}")
     folder, device = Path(folder).expanduser(), torch.device(device)
-    settings = read_restoration(folder)
+    settings = _read_settings(folder / RESTORATION_FILE)
     moved = {"vae": vae, "text_embeddings": text_embeddings}
     try:
         own = {name: settings[name] for name in _MODEL if name in settings}
@@ -119,22 +64,24 @@ def load_export(
         objective = ObjectiveConfig.model_validate(
             {"type": kind, **{name: settings[name] for name in FIELDS[kind] if name in settings}}
         )
-        scale, tile = int(settings["scale"]), int(settings["tile"])
-        steps = int(settings.get("num_inference_steps", 1))
+        tile = int(settings["tile"])
+        steps = int(settings.get("num_inference_steps", 1)) if num_inference_steps is None else num_inference_steps
     except (KeyError, ValueError, TypeError, ValidationError) as error:
         raise UserError(f"{folder / RESTORATION_FILE} is damaged: {error!r}") from None
     model = build_model(config, seed=0).eval().requires_grad_(False).to(device)
     restoration = RestorationModel(model, config, device)
-    return ExportedModel(restoration, build_objective(objective, restoration.latents), objective, scale, tile, steps)
+    return Restorer(
+        model=restoration.predict,
+        latents=restoration.latents,
+        objective=build_objective(objective, restoration.latents),
+        tile=tile // restoration.latents.shape.downscale,
+        tile_overlap=tile_overlap,
+        multiple=restoration.backbone.multiple(model),
+        num_inference_steps=steps,
+    )
 
 
-def read_restoration(folder: Path) -> dict[str, Any]:
-    """The settings that an exported folder carries.
-
-    Raises:
-        UserError: They are missing or damaged.
-    """
-    path = folder / RESTORATION_FILE
+def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} not found; expected the folder that a run exported")
     try:
