@@ -270,7 +270,7 @@ def heldout_pairs(
                 image,
                 crop,
                 preset,
-                np.random.default_rng((_HELDOUT, seed, zlib.crc32(path.stem.encode()), number)),
+                heldout_draws(path, number, seed=seed),
                 scale=scale,
                 margin=DEFAULT_MARGIN,
                 index=len(samples),
@@ -278,6 +278,11 @@ def heldout_pairs(
             )
             samples.append(sample)
     return samples
+
+
+def heldout_draws(path: Path, number: int, *, seed: int) -> np.random.Generator:
+    """What the degradation of one crop of a held-out photograph is drawn from: seed, file name and crop alone."""
+    return np.random.default_rng((_HELDOUT, seed, zlib.crc32(path.stem.encode()), number))
 
 
 def _spread_crops(image: npt.NDArray[np.uint8], crop_size: int, count: int, path: Path) -> list[Crop]:
