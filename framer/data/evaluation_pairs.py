@@ -55,7 +55,7 @@ def write_evaluation_pairs(
     if twice:
         raise UserError(f"pairs are told by name, and more than one photograph is called {', '.join(twice[:10])}")
     _check_readable(paths, scale)
-    settings = {"scale": scale, "degradation": degradation, "seed": seed}
+    settings: dict[str, int | str] = {"scale": scale, "degradation": degradation, "seed": seed}
     _check_settings(folder / PAIRS_FILE, settings)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
