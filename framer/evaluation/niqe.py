@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from framer.extras import require
 
 NIQE_ID = (
-    "niqe (luma 0.299 R + 0.587 G + 0.114 B rounded to 8 bit, patches 96x96 from the top left and the same at half size "
-    "by MATLAB's antialiased bicubic, 7x7 Gaussian window sigma 7/6, rounding errors in flat areas set to 0, parameters "
-    "mu_prisparam and cov_prisparam of the 2012 LIVE release)"
+    "niqe (luma 0.299 R + 0.587 G + 0.114 B rounded to 8 bit, patches 96x96 from the top left and the same at half "
+    "size by MATLAB's antialiased bicubic, 7x7 Gaussian window sigma 7/6, rounding errors in flat areas set to 0, "
+    "parameters mu_prisparam and cov_prisparam of the 2012 LIVE release)"
 )
 """Distance from the multivariate Gaussian of 125 pristine photographs; lower is better."""
 
