@@ -50,6 +50,8 @@ def plot_comparison(path: Path, evaluation: Evaluation) -> str:
     plots = canvas.subplots(len(results), 1, squeeze=False)[:, 0]
     for axes, result in zip(plots, results, strict=True):
         _draw(axes, result, pairs, evaluation.runs[0].name)
+    drawn = dict(zip(*reversed(plots[0].get_legend_handles_labels()), strict=True))
+    canvas.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3, fontsize=10, frameon=False)
     save_canvas(canvas, path)
     what = "the difference between two runs, first minus second" if pairs else "the value"
     return (
@@ -78,13 +80,14 @@ def _draw_row(axes: Axes, row: int, values: NDArray[np.float64]) -> None:
     if not len(values):
         axes.text(0.5, row, "no finite values", transform=axes.get_yaxis_transform(), ha="center", va="center")
         return
-    # Spread over the row's height, in the pictures' order, so that equal values stay apart.
-    heights = row + (np.zeros(1) if len(values) == 1 else np.linspace(-0.2, 0.2, len(values)))
-    axes.scatter(values, heights, s=14, color=LF_COLOUR, alpha=0.35, linewidths=0)
+    # Below the mean, spread in the pictures' order, so that nothing hides anything.
+    heights = row + np.linspace(0.1, 0.36, len(values))
+    axes.scatter(values, heights, s=14, color=LF_COLOUR, alpha=0.4, linewidths=0, label="one picture")
     interval = bootstrap_interval(values)
     if interval is not None:
-        axes.plot(interval, [row, row], color=HF_COLOUR, linewidth=3.0, solid_capstyle="butt")
-    axes.plot([values.mean()], [row], marker="D", color=HF_COLOUR, markeredgecolor="black", markersize=7)
+        label = f"{CONFIDENCE:.0%} interval of the mean"
+        axes.plot(interval, [row - 0.12] * 2, color=HF_COLOUR, linewidth=3.0, solid_capstyle="butt", label=label)
+    axes.plot([values.mean()], [row - 0.12], "D", color=HF_COLOUR, markeredgecolor="black", markersize=7, label="mean")
 
 
 def _short(name: str) -> str:
