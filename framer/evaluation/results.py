@@ -25,6 +25,7 @@ from framer.evaluation.comparison import (
     summarise,
 )
 from framer.evaluation.folders import Evaluation, Measured, NotComputed
+from framer.evaluation.learned import FID_FEATURES
 from framer.evaluation.published import PublishedResult
 from framer.evaluation.table import escape_cell
 from framer.files import write_text
@@ -160,7 +161,7 @@ def _differences(evaluation: Evaluation) -> str:
             found, decimals = difference(result, pair), result.metric.decimals
             mean = "none" if math.isnan(found.mean) else f"{found.mean:+.{decimals}f}"
             left_out = f" ({found.left_out} left out)" if found.left_out else ""
-            rate = "none" if math.isnan(found.win_rate) else f"{100 * found.win_rate:.0f} %"
+            rate = "none" if math.isnan(found.win_rate) else f"{found.win_rate:.0%}"
             cells = [
                 escape_cell(result.metric.label),
                 f"{escape_cell(pair.run)} - {escape_cell(pair.against)}",
@@ -206,6 +207,11 @@ def _notes(evaluation: Evaluation) -> str:
         notes.append(
             f"Only {count} pictures: intervals of so few are too narrow, and say little about other pictures; compare "
             f"over {FEW_PICTURES} or more."
+        )
+    if count < FID_FEATURES and any(isinstance(r, Measured) and r.of_sets for r in evaluation.results):
+        notes.append(
+            f"FID is of {count} pictures, fewer than {FID_FEATURES}, the length of its features: it depends on how "
+            "many there are, and only compares runs over the same pictures."
         )
     notes.append("A metric's sets of weights and its library's version change its numbers; compare only equal ids.")
     return "\n".join(f"* {note}" for note in notes)

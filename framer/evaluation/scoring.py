@@ -21,7 +21,7 @@ from framer.extras import require
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_WORTH_A_WORKER = 16
+_WORTH_A_WORKER = 32
 """Pictures below which starting another process takes longer than it saves."""
 
 
