@@ -56,6 +56,9 @@ class LearnedScorer:
                 library = require("pyiqa", extra=EXTRA)
             except MissingExtraError as error:
                 raise NotAvailableError(str(error)) from error
+            # A torchvision built for another torch, for one, fails in its own ways.
+            except Exception as error:
+                raise NotAvailableError(f"pyiqa cannot be imported ({type(error).__name__}: {error})") from error
             missing = [str(path) for path in map(weights_path, metric.weights) if not path.exists()]
             if missing and not download:
                 raise NotAvailableError(

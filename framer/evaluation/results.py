@@ -177,7 +177,8 @@ def _against_published(evaluation: Evaluation, published: PublishedResult) -> st
     lines = [
         f"## Against {published.title}",
         "",
-        f"Published over {published.pictures} pictures in {published.source}.",
+        f"Published over {published.pictures} pictures in {published.source}; measured over {len(evaluation.names)}. "
+        f"{published.remark}",
         "",
         "| metric | published | run | measured | difference |",
         "|---|---:|---|---:|---:|",

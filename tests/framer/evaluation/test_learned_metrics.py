@@ -206,6 +206,14 @@ def test_a_metric_that_the_library_lacks_is_not_computed(library, pictures):
     assert "pyiqa could not make it (KeyError: 'dists')" in result.reason
 
 
+def test_a_library_that_cannot_be_imported_is_not_computed(library, pictures, tmp_path):
+    fill_caches()
+    (tmp_path / "site" / "pyiqa" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    (result,) = measure(pictures, "lpips")
+    assert isinstance(result, NotComputed)
+    assert result.reason == "pyiqa cannot be imported (RuntimeError: operator nms does not exist)"
+
+
 def test_fid_is_refused_for_few_pictures(library, tmp_path):
     fill_caches()
     few = write_pictures(tmp_path / "few", MIN_PICTURES_FOR_FID - 1, size=16)
