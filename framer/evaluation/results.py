@@ -9,6 +9,7 @@ import json
 import math
 import platform
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +36,7 @@ JSON_FILE: Final = "evaluation.json"
 CSV_FILE: Final = "per_image.csv"
 
 _FORMAT = 1
+_LIBRARIES = ("numpy", "pillow", "scikit-image", "scipy", "torch")
 
 
 class Pair(NamedTuple):
@@ -135,14 +137,13 @@ def _mean_cell(result: Measured, run: str) -> str:
     mean = summarise(result.values[run])
     if math.isnan(mean.value):
         return "not defined for any picture"
-    remarks = []
-    if mean.infinite:
-        finite = f"{mean.finite:.{decimals}f} over the {mean.pictures} others" if mean.pictures else "as all others"
-        remarks.append(f"{mean.infinite} same as the original; {finite}")
-    if mean.undefined:
-        remarks.append(f"not defined for {mean.undefined}")
-    cell = f"{mean.value:.{decimals}f}" + _bounds(mean.interval, decimals)
-    return cell + (f" ({'; '.join(remarks)})" if remarks else "")
+    finite = f"{mean.finite:.{decimals}f}{_bounds(mean.interval, decimals)}"
+    undefined = f"not defined for {mean.undefined}" if mean.undefined else ""
+    if not mean.infinite:
+        return finite + (f" ({undefined})" if undefined else "")
+    others = f"{finite} over the {mean.pictures} others" if mean.pictures else "as all others"
+    remarks = [f"{mean.infinite} same as the original", others, *([undefined] if undefined else [])]
+    return f"{mean.value:.{decimals}f} ({'; '.join(remarks)})"
 
 
 def _bounds(interval: Interval | None, decimals: int, *, sign: str = "") -> str:
@@ -226,7 +227,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "format": _FORMAT,
         "protocol": settings.protocol,
         "border": settings.border,
-        "versions": {"framer-diffusion": framer.__version__, "python": platform.python_version()},
+        "device": settings.device,
+        "versions": _versions(),
         "runs": {run.name: str(run.folder) for run in evaluation.runs},
         "reference": None if evaluation.reference is None else str(evaluation.reference.folder),
         "metrics": {result.metric.name: _metric_json(result) for result in evaluation.results},
@@ -250,6 +252,12 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             }
             for i, name in enumerate(evaluation.names)
         ],
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"framer-diffusion": framer.__version__, "python": platform.python_version()} | {
+        library: version(library) for library in _LIBRARIES
     }
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -34,12 +35,23 @@ class Workers:
     def map(
         self, function: Callable[[_Item], _Result], items: Sequence[_Item], *, doing: str, unit: str
     ) -> list[_Result]:
-        """Applies ``function`` to every item and shows progress, rate and time left on standard error."""
+        """Applies ``function`` to every item and shows progress, rate and time left on standard error.
+
+        Raises:
+            UserError: A process was ended from outside.
+        """
         results: Iterable[_Result] = map(function, items)
         if self._pool is not None:
             results = self._pool.map(function, items)
         progress = require("tqdm", extra="train").tqdm(results, total=len(items), desc=doing, unit=unit)
-        return list(progress)
+        try:
+            return list(progress)
+        except BrokenProcessPool as error:
+            progress.close()
+            raise UserError(
+                f"{doing}: a process was ended before its pictures were done, most often for lack of memory; use fewer "
+                "--workers"
+            ) from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from framer.cli import main
 from framer.data.images import read_image, resize_bicubic, write_png
+from framer.errors import UserError
 from framer.evaluation import comparison_plot
 from framer.evaluation.folders import Settings, evaluate_folders
 from framer.evaluation.metrics import PSNR_ID, SSIM_ID, psnr_8bit, ssim_8bit
@@ -186,7 +188,8 @@ def test_the_same_pictures_are_inf_in_json_and_said_in_the_table(folders, capsys
     assert mean["finite"] == pytest.approx(np.mean(others))
     difference = document["differences"][0]
     assert (difference["left_out"], difference["losses"]) == (1, 3)
-    assert f"1 same as the original; {np.mean(others):.2f} over the 2 others" in capsys.readouterr().out
+    finite = f"{np.mean(others):.2f} [{min(others):.2f}, {max(others):.2f}]"
+    assert f"| inf (1 same as the original; {finite} over the 2 others) |" in capsys.readouterr().out
     assert "good,plain,inf,1.0" in (folders / "out" / "per_image.csv").read_text()
 
 
@@ -380,6 +383,16 @@ def test_processes_give_the_same_result(folders, monkeypatch):
     assert maps == [True, True]
     assert as_json(there) == as_json(here)
     assert markdown(there) == markdown(here)
+
+
+def test_a_process_that_was_ended_is_told():
+    class EndedPool:
+        def map(self, function, items):
+            yield function(items[0])
+            raise BrokenProcessPool
+
+    with pytest.raises(UserError, match="check: a process was ended before its pictures were done"):
+        Workers(EndedPool()).map(str, [1, 2], doing="check", unit="picture")
 
 
 def test_results_are_not_shared_with_the_input_folders(folders):
