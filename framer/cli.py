@@ -31,6 +31,7 @@ class Command(Protocol):
 
 # Imported when asked for: most of them import torch, which takes seconds.
 COMMANDS: Final[dict[str, str]] = {
+    "evaluate": "framer.evaluation.command",
     "export": "framer.training.export_checkpoint",
     "plan": "framer.planning.command",
     "shard": "framer.data.shards.command",
