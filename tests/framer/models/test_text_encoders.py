@@ -219,6 +219,23 @@ def test_weights_in_several_files(copied: Callable[[str], Path]) -> None:
         load_text_encoder(folder, device=CPU).encode(TEXTS)
 
 
+@pytest.mark.parametrize(
+    "names", [["shared.weight"], ["encoder.embed_tokens.weight"], ["shared.weight", "encoder.embed_tokens.weight"]]
+)
+def test_weights_as_they_were_published_under_several_names(copied: Callable[[str], Path], names: list[str]) -> None:
+    folder = copied("sd3")
+    expected = load_text_encoder(folder, device=CPU).encode(TEXTS).prompt
+    t5 = folder / "text_encoder_3" / "model.safetensors"
+    tensors = load_file(t5)
+    embedding = tensors.pop("shared.weight")
+    save_file(tensors | {name: embedding.clone() for name in names}, t5, metadata={"format": "pt"})
+    clip = folder / "text_encoder" / "model.safetensors"
+    positions = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(load_file(clip) | positions, clip, metadata={"format": "pt"})
+    found = load_text_encoder(folder, device=CPU).encode(TEXTS).prompt
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def _change_index(folder: Path, **changes: Any) -> None:
     path = folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
