@@ -17,7 +17,7 @@ class DataConfig(ConfigSection):
 
     train: NonEmptyText = "bundled"
     """``bundled`` (the photographs that install with the package), a folder of images, read recursively, or a folder of
-    shards that ``framer shard`` wrote."""
+    shards that ``framer prepare`` wrote."""
     evaluation: NonEmptyText = "heldout"
     """``heldout`` (bundled photographs that nothing is trained or chosen on), ``validation`` (a bundled photograph to
     choose settings on) or a folder of images."""

@@ -1,4 +1,4 @@
-"""The command ``framer shard``."""
+"""The command ``framer prepare``."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None and arguments.workers < 0:
         raise UserError(f"--workers must not be negative, got {arguments.workers}")
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.data.shards.stream_pairs import StreamPairs
     from framer.data.shards.writer import write_shards
     from framer.data.sources import open_photographs
 
     folder = arguments.output.expanduser()
     manifest = write_shards(
-        open_photographs(config.data, seed=config.seed),
+        StreamPairs(open_photographs(config.data, seed=config.seed), samples=arguments.samples),
         folder,
         crop_size=config.data.crop_size,
-        samples=arguments.samples,
         shard_size=arguments.shard_size,
         workers=config.data.workers if arguments.workers is None else arguments.workers,
     )

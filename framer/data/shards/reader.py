@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import OrderedDict
@@ -16,11 +15,11 @@ from torch.utils.data import Dataset
 
 from framer.data.buckets import BucketOrder, CropSize
 from framer.data.samples import Sample, draw_quarter_turns, sample_of_pair
-from framer.data.shards.index import HR, LR, META, Offsets, open_index, sample_key, spans_of
+from framer.data.shards.index import HR, LR, META, Offsets, members_of, open_index, sample_key, spans_of
 from framer.data.shards.manifest import ShardManifest, ShardRecord
 from framer.data.shards.order import ShardOrder
+from framer.data.shards.pairs import as_unit_floats, decode_png
 from framer.errors import UserError
-from framer.extras import require
 from framer.seeding import derived_seed
 
 OPEN_SHARDS: Final = 16
@@ -67,6 +66,7 @@ class ShardDataset(Dataset[Sample]):
         self.horizontal_flip = horizontal_flip
         self.quarter_turns = quarter_turns
         self.buckets: list[CropSize] = [bucket.size for bucket in manifest.buckets]
+        self._members = members_of(latents=manifest.latents is not None)
         self._shards = [[shard for shard in manifest.shards if shard.size == size] for size in self.buckets]
         self.bucket_sizes: list[int] = [sum(shard.samples for shard in shards) for shards in self._shards]
         self._orders = [
@@ -104,12 +104,12 @@ class ShardDataset(Dataset[Sample]):
         if self.quarter_turns:
             turns = draw_quarter_turns(rng, square=shard.height == shard.width)
             hr, lr = np.rot90(hr, turns), np.rot90(lr, turns)
-        return sample_of_pair(_from_bytes(hr), _from_bytes(lr), index=index, name=name)
+        return sample_of_pair(as_unit_floats(hr), as_unit_floats(lr), index=index, name=name)
 
     def _pair(self, shard: ShardRecord, row: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str]:
         path = self.folder / shard.file
         opened = self._opened(shard)
-        spans = spans_of(opened.offsets[row])
+        spans = spans_of(opened.offsets[row], self._members)
         where = f"{path}: sample {sample_key(int(opened.offsets[row][0]))}"
         # A sample's files lie one after the other: a single read takes them all.
         start = min(span.offset for span in spans.values())
@@ -121,8 +121,8 @@ class ShardDataset(Dataset[Sample]):
         if len(data) < length:
             raise UserError(f"{where}: the shard ends {length - len(data)} bytes before the sample does")
         files = {name: data[span.offset - start :][: span.size] for name, span in spans.items()}
-        hr = _decode(files[HR], shard.size, f"{where}: {HR}")
-        lr = _decode(files[LR], CropSize(shard.height // self.scale, shard.width // self.scale), f"{where}: {LR}")
+        hr = decode_png(files[HR], shard.size, f"{where}: {HR}")
+        lr = decode_png(files[LR], CropSize(shard.height // self.scale, shard.width // self.scale), f"{where}: {LR}")
         try:
             name = json.loads(files[META])["name"]
         except (ValueError, KeyError, TypeError) as error:
@@ -132,7 +132,7 @@ class ShardDataset(Dataset[Sample]):
     def _opened(self, shard: ShardRecord) -> _OpenShard:
         opened = self._open.pop(shard.file, None)
         if opened is None:
-            offsets = open_index(self.folder / shard.index_file, samples=shard.samples)
+            offsets = open_index(self.folder / shard.index_file, samples=shard.samples, members=self._members)
             path = self.folder / shard.file
             try:
                 opened = _OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets)
@@ -177,26 +177,6 @@ def check_sizes(folder: Path, shards: Sequence[ShardRecord]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} files more)" if len(problems) > 1 else ""
         raise UserError(
-            f"{problems[0]}{more}; copy the folder again, or run the same 'framer shard' command again to make it anew"
+            f"{problems[0]}{more}; copy the folder again, or run the same 'framer prepare' command again to make it "
+            "anew"
         )
-
-
-def _decode(data: bytes, size: CropSize, where: str) -> npt.NDArray[np.uint8]:
-    image_module = require("PIL.Image", extra="train")
-    try:
-        with image_module.open(io.BytesIO(data), formats=("PNG",)) as opened:
-            image = np.array(opened.convert("RGB"), dtype=np.uint8)
-    except image_module.UnidentifiedImageError:
-        raise UserError(f"{where} does not decode: it is not a PNG file") from None
-    except Exception as error:  # whatever a damaged file makes the decoder raise
-        raise UserError(f"{where} does not decode: {str(error) or type(error).__name__}") from None
-    if image.shape[:2] != size:
-        raise UserError(
-            f"{where} has {image.shape[1]}x{image.shape[0]} pixels instead of the {size.width}x{size.height} of its "
-            "shard"
-        )
-    return image
-
-
-def _from_bytes(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    return pixels.astype(np.float32) / np.float32(255.0)

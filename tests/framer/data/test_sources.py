@@ -16,6 +16,7 @@ from framer.data.dataset import RealISRDataset
 from framer.data.images import write_png
 from framer.data.shards.manifest import MANIFEST_FILE, read_manifest
 from framer.data.shards.reader import ShardDataset
+from framer.data.shards.stream_pairs import StreamPairs
 from framer.data.shards.writer import write_shards
 from framer.data.sources import open_source, with_shard_settings
 from framer.errors import ConfigError, UserError
@@ -33,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _shards(photos: Path, folder: Path, **options: Any) -> Path:
     settings = {"crop_size": 24, "degradation": "heavy", "scale": 2} | options
     dataset = RealISRDataset(sorted(photos.glob("*.png")), **settings)
-    write_shards(dataset, folder, crop_size=settings["crop_size"], samples=4, shard_size=10_000, workers=0)
+    write_shards(StreamPairs(dataset, samples=4), folder, crop_size=settings["crop_size"], shard_size=10_000, workers=0)
     return folder
 
 
@@ -134,6 +135,6 @@ def test_tar_files_without_a_manifest(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"format_version": 1}))
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"format_version": 2}))
     with pytest.raises(UserError, match=r"shards\.json is damaged: samples: field required"):
         with_shard_settings(_config(train=str(tmp_path)))

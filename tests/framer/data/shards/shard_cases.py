@@ -10,6 +10,7 @@ import numpy as np
 from framer.data.dataset import RealISRDataset
 from framer.data.images import write_png
 from framer.data.shards.manifest import ShardManifest
+from framer.data.shards.stream_pairs import StreamPairs
 from framer.data.shards.writer import write_shards
 
 BUCKETS = [(32, 32), (24, 40)]
@@ -33,7 +34,8 @@ def dataset_of(paths: list[Path], **options: Any) -> RealISRDataset:
 def make_shards(dataset: RealISRDataset, folder: Path, **options: Any) -> ShardManifest:
     """23 samples in several small shards."""
     settings = {"crop_size": 32, "samples": 23, "shard_size": 15_000, "workers": 0}
-    return write_shards(dataset, folder, **(settings | options))
+    settings |= options
+    return write_shards(StreamPairs(dataset, samples=settings.pop("samples")), folder, **settings)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

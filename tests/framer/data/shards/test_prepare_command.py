@@ -1,4 +1,4 @@
-"""``framer shard`` on the command line."""
+"""``framer prepare`` on the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def _shard(config: Path, output: Path, *more: str) -> int:
-    return main(["shard", "--config", str(config), "--output", str(output), "--samples", "12", *more])
+    return main(["prepare", "--config", str(config), "--output", str(output), "--samples", "12", *more])
 
 
 def test_writes_resumes_and_verifies(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,10 +39,10 @@ def test_writes_resumes_and_verifies(config: Path, tmp_path: Path, capsys: pytes
     before = contents(output)
     assert _shard(config, output, "--shard-size", "10KB", "--workers", "0") == 0
     assert contents(output) == before
-    assert main(["shard", "--verify", str(output)]) == 0
+    assert main(["prepare", "--verify", str(output)]) == 0
     assert "12 samples in" in capsys.readouterr().out
     (output / "000000.tar").write_bytes(b"")
-    assert main(["shard", "--verify", str(output)]) == 2
+    assert main(["prepare", "--verify", str(output)]) == 2
     message = capsys.readouterr().err
     assert "000000.tar: 0 bytes instead of" in message
     assert "Traceback" not in message
@@ -74,7 +74,7 @@ def test_overrides_and_another_fingerprint(config: Path, tmp_path: Path, capsys:
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["shard", *arguments]) == 2
+    assert main(["prepare", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
