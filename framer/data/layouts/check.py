@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from framer.data.buckets import CropSize
@@ -17,6 +18,7 @@ from framer.data.images import read_image
 from framer.data.layouts.base import (
     GT,
     LATENT_HR,
+    LATENT_LR,
     LR,
     POOLED_PROMPT_EMBEDS,
     PROMPT_EMBEDS,
@@ -32,6 +34,7 @@ from framer.data.shards.verify import file_sha256
 from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
 from framer.extras import require
+from framer.models.text import TextEmbeddings
 
 SCALES: Final[tuple[int, ...]] = (2, 4, 8)
 
@@ -49,6 +52,15 @@ class Problem(NamedTuple):
     detail: str
 
 
+class EmbeddingsDigest(NamedTuple):
+    """A text's embeddings in brief."""
+
+    sha256: str
+    """Of their values, whatever the precision."""
+    dtypes: frozenset[torch.dtype]
+    """That they were saved in."""
+
+
 @dataclass(frozen=True)
 class CheckedRecord:
     """What was found in the files of one sample.
@@ -58,6 +70,7 @@ class CheckedRecord:
         size: Height and width of its HR image; None where it could not be told.
         scale: Factor between HR and LR; None where it could not be told.
         caption: Its text; None where there is none.
+        text: What tells its embeddings from others'; None where there are none.
         sha256: Of the files that are carried over.
         problems: What is wrong with it.
     """
@@ -66,6 +79,7 @@ class CheckedRecord:
     size: CropSize | None = None
     scale: int | None = None
     caption: str | None = None
+    text: EmbeddingsDigest | None = None
     sha256: str = ""
     problems: list[Problem] = field(default_factory=list)
 
@@ -78,8 +92,6 @@ class CheckedFolder(NamedTuple):
     """Factor between HR and LR."""
     records: list[CheckedRecord]
     """In the order of the folder's records."""
-    text_shape: tuple[int, int] | None
-    """Tokens and channels of the prompts' embeddings, where there are some."""
 
 
 def check_folder(
@@ -98,7 +110,10 @@ def check_folder(
         UserError: Files cannot be read; images have wrong sizes or show something else than their partners; tensors
             have wrong shapes, dtypes or values, or hold anything but tensors. Lists them all by kind.
     """
-    text_shape = _text_shape(folder)
+    text_shape = None
+    if folder.null_tensors:
+        tokens, channels = read_embeddings(folder.layout, folder.null_tensors, None).prompt.shape
+        text_shape = (tokens, channels)
     checks = _Checks(folder, frozenset(carried), content_check, text_shape)
     loader: DataLoader[CheckedRecord] = DataLoader(
         checks,
@@ -123,7 +138,7 @@ def check_folder(
         problems += [Problem(headline, f"{name} ({scale})") for name, scale in sorted(others)]
     if problems:
         raise UserError(f"{folder.root}: some samples cannot be used; nothing was written:\n{_by_kind(problems)}")
-    return CheckedFolder(folder, next(iter(scales)), records, text_shape)
+    return CheckedFolder(folder, next(iter(scales)), records)
 
 
 def read_caption(path: Path) -> str:
@@ -140,24 +155,46 @@ def read_caption(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def tensor_shape(
-    layout: Layout, subfolder: str, *, size: CropSize | None, text_shape: tuple[int, int] | None
-) -> tuple[int | None, ...]:
-    """Shape that the tensors of a subfolder must have, None for any.
+def read_embeddings(layout: Layout, paths: Mapping[str, Path], text_shape: tuple[int, int] | None) -> TextEmbeddings:
+    """Reads a text's embeddings as they were saved.
 
     Args:
         layout: The layout.
-        subfolder: One of its subfolders of tensors.
-        size: Height and width of the sample's HR image, where known.
-        text_shape: Tokens and channels of the empty text's embedding, where known.
+        paths: By subfolder, their files.
+        text_shape: Tokens and channels that the prompt's embeddings must have; None for any number of tokens.
+
+    Returns:
+        ``[T, D]`` and ``[P]``.
+
+    Raises:
+        UserError: A file is damaged, or a tensor has another shape.
     """
-    if subfolder == PROMPT_EMBEDS:
-        return text_shape or (None, layout.prompt_channels)
-    if subfolder == POOLED_PROMPT_EMBEDS:
-        return (layout.pooled_channels,)
-    if size is None:
-        return (layout.latent_channels, None, None)
-    return (layout.latent_channels, size.height // layout.latent_downscale, size.width // layout.latent_downscale)
+    prompt = read_tensor(paths[PROMPT_EMBEDS], text_shape or (None, layout.prompt_channels))
+    return TextEmbeddings(prompt, read_tensor(paths[POOLED_PROMPT_EMBEDS], (layout.pooled_channels,)))
+
+
+def digest_of_embeddings(text: TextEmbeddings) -> EmbeddingsDigest:
+    """What tells embeddings from others."""
+    digest = hashlib.sha256()
+    tensors = [tensor for tensor in text if tensor is not None]
+    for tensor in tensors:
+        digest.update(tensor.float().numpy().tobytes())
+    return EmbeddingsDigest(digest.hexdigest(), frozenset(tensor.dtype for tensor in tensors))
+
+
+def read_latents(layout: Layout, path: Path, size: CropSize) -> Tensor:
+    """Reads the latents of an image as they were saved, ``[C, h, w]``.
+
+    Args:
+        layout: The layout.
+        path: The file.
+        size: Height and width of the sample's HR image.
+
+    Raises:
+        UserError: The file is damaged, or the tensor has another shape.
+    """
+    downscale = layout.latent_downscale
+    return read_tensor(path, (layout.latent_channels, size.height // downscale, size.width // downscale))
 
 
 @dataclass(frozen=True)
@@ -171,22 +208,29 @@ class _Checks(Dataset[CheckedRecord]):
         record = self.folder.records[index]
         problems: list[Problem] = []
         size, scale = self._check_images(record, problems)
-        caption = None
+        caption, text = None, None
         digest = hashlib.sha256()
+        try:
+            if self.folder.has(self.folder.layout.texts):
+                caption = read_caption(record.paths[self.folder.layout.texts])
+        except UserError as error:
+            problems.append(Problem(_UNREADABLE, str(error)))
+        try:
+            if self.folder.has(PROMPT_EMBEDS):
+                text = digest_of_embeddings(read_embeddings(self.folder.layout, record.paths, self.text_shape))
+        except UserError as error:
+            problems.append(Problem(_UNREADABLE, str(error)))
         for subfolder, path in record.paths.items():
             try:
-                if subfolder == self.folder.layout.texts:
-                    caption = read_caption(path)
-                elif subfolder in self.folder.layout.tensors:
-                    shape = tensor_shape(self.folder.layout, subfolder, size=size, text_shape=self.text_shape)
-                    read_tensor(path, shape)
+                if subfolder in (LATENT_HR, LATENT_LR) and size is not None:
+                    read_latents(self.folder.layout, path, size)
                 if subfolder in self.carried:
                     digest.update(f"{subfolder}\0{file_sha256(path)}\n".encode())
             except UserError as error:
                 problems.append(Problem(_UNREADABLE, str(error)))
             except OSError as error:
                 problems.append(Problem(_UNREADABLE, f"{path} cannot be read: {error.strerror or error}"))
-        return CheckedRecord(record.name, size, scale, caption, digest.hexdigest(), problems)
+        return CheckedRecord(record.name, size, scale, caption, text, digest.hexdigest(), problems)
 
     def _check_images(self, record: LayoutRecord, problems: list[Problem]) -> tuple[CropSize | None, int | None]:
         images = {}
@@ -220,16 +264,6 @@ class _Checks(Dataset[CheckedRecord]):
             if enlarged is not None and not is_enlargement(enlarged, lr):
                 problems.append(Problem(_NO_ENLARGEMENT, record.name))
         return size, scale
-
-
-def _text_shape(folder: LayoutFolder) -> tuple[int, int] | None:
-    """Reads the embeddings of the empty text, which those of all texts must be like."""
-    shape = None
-    for subfolder, path in folder.null_tensors.items():
-        found = read_tensor(path, tensor_shape(folder.layout, subfolder, size=None, text_shape=None))
-        if subfolder == PROMPT_EMBEDS:
-            shape = (found.shape[0], found.shape[1])
-    return shape
 
 
 def _as_it_is(record: Any) -> Any:

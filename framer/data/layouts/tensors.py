@@ -26,7 +26,7 @@ def read_tensor(path: Path, shape: Sequence[int | None]) -> Tensor:
         shape: Expected sizes, None for any; a leading axis of size 1 is taken off.
 
     Returns:
-        The tensor, float32 on the CPU.
+        The tensor as it was saved (float32, float16 or bfloat16), contiguous, on the CPU.
 
     Raises:
         UserError: The file cannot be read, holds something else, or the tensor has another shape or dtype or values
@@ -45,7 +45,7 @@ def read_tensor(path: Path, shape: Sequence[int | None]) -> Tensor:
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise UserError(f"{path} has shape {list(found.shape)}; expected [{expected}]")
     # Contiguous: what was saved may be a view whose strides overlap.
-    value = value.to(torch.float32).contiguous()
+    value = value.contiguous()
     broken = int((~torch.isfinite(value)).sum())
     if broken:
         raise UserError(f"{path} holds {broken} values that are infinite or not a number")
