@@ -27,9 +27,16 @@ if TYPE_CHECKING:
 DETAIL_WINDOW = 9
 """Height and width of the local mean, in pixels: about two low-resolution pixels at scale 4."""
 
-_WITHOUT_EFFECT_ON_MOMENTS = frozenset(
-    ["out_channels", "up_block_types", "sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std"]
-    + ["force_upcast", "use_post_quant_conv"]
+_WITHOUT_EFFECT_ON_MOMENTS = (
+    "out_channels",
+    "up_block_types",
+    "use_post_quant_conv",
+    "sample_size",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+    "force_upcast",
 )
 """Settings of an autoencoder that its posterior does not depend on."""
 _HASH_CHUNK = 1 << 20
@@ -265,8 +272,8 @@ def vae_sha256(folder: Path) -> str:
     """SHA-256, in hexadecimal digits, of what an autoencoder's moments depend on: its encoder's settings and weights.
 
     Args:
-        folder: A diffusers folder of an ``AutoencoderKL``. Other names, precisions and scales of the same files' latents
-            do not change the result; weights that were saved anew, in another precision or in other parts, do.
+        folder: A diffusers folder of an ``AutoencoderKL``. Its name and its latents' scale do not change the result;
+            weights that were saved anew, in another precision or in other parts, do.
 
     Raises:
         UserError: The folder is missing, incomplete, damaged or of another class.

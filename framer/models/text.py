@@ -1,4 +1,4 @@
-"""Embeddings of the text that a model sees: the same for every image, zeros unless a file gives them."""
+"""Embeddings of the texts that a model sees: each image's own, or one for all, zeros unless a file gives it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ class TextEmbeddings(NamedTuple):
         return TextEmbeddings(prompt, pooled)
 
 
-def text_embeddings(config: ModelConfig, sizes: TextSizes, *, negative: bool = False) -> TextEmbeddings:
-    """The embeddings that ``model.text_embeddings`` names, or zeros.
+def text_embeddings(
+    config: ModelConfig, sizes: TextSizes, *, negative: bool = False, null: TextEmbeddings | None = None
+) -> TextEmbeddings:
+    """The embeddings that ``model.text_embeddings`` names, or else those of the empty text, or else zeros.
 
     Args:
         config: Names a safetensors file with ``prompt_embeds`` ``[T, D]`` and, for a model that takes one,
             ``pooled_prompt_embeds`` ``[P]``.
         sizes: Of the model.
         negative: Those of ``model.negative_text_embeddings`` instead.
+        null: Of the empty text, where images have texts of their own.
 
     Raises:
         UserError: The file is missing or damaged, lacks one of them, or they have other sizes.
@@ -54,6 +57,8 @@ def text_embeddings(config: ModelConfig, sizes: TextSizes, *, negative: bool = F
     key = "negative_text_embeddings" if negative else "text_embeddings"
     file: str | None = getattr(config, key)
     if file is None:
+        if null is not None:
+            return null
         pooled = None if sizes.pooled is None else torch.zeros(sizes.pooled)
         return TextEmbeddings(torch.zeros(config.text_tokens, sizes.prompt), pooled)
     path = Path(file).expanduser()
