@@ -12,7 +12,7 @@ from framer.config.model import ModelConfig
 from framer.errors import UserError
 from framer.models.backbones.unet import UnconditionedUNetBackbone
 from framer.models.folders import read_model_config
-from framer.models.text import TextEmbeddings, TextSizes, text_embeddings
+from framer.models.text import TextEmbeddings, check_text_sizes, text_embeddings
 from framer.models.weights import WEIGHTS_FILE, has_weights
 
 if TYPE_CHECKING:
@@ -41,15 +41,12 @@ class BaseModel:
         self.model = model.eval().requires_grad_(False)
         self._backbone = UnconditionedUNetBackbone()
         self._downscale = downscale
+        sizes = self._backbone.text_sizes(model)
+        if null_text is not None:
+            check_text_sizes(null_text, sizes, model=f"the {type(model).__name__} of {_KEY}")
         self._texts = {
-            negative: text_embeddings(config, self.text_sizes, negative=negative, null=null_text)
-            for negative in (False, True)
+            negative: text_embeddings(config, sizes, negative=negative, null=null_text) for negative in (False, True)
         }
-
-    @property
-    def text_sizes(self) -> TextSizes:
-        """Channels of the text embeddings that it takes."""
-        return self._backbone.text_sizes(self.model)
 
     @torch.no_grad()
     def __call__(

@@ -11,7 +11,7 @@ from torch import Tensor
 from framer.config.model import ModelConfig
 from framer.models.backbones import backbone_for
 from framer.models.latents import LatentSpace, build_latents
-from framer.models.text import TextEmbeddings, text_embeddings
+from framer.models.text import TextEmbeddings, check_text_sizes, text_embeddings
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -47,7 +47,10 @@ class RestorationModel:
         self.device = device
         self.backbone = backbone_for(config)
         self.latents = self.backbone.latents_seen(build_latents(config, device)) if latents is None else latents
-        self.text = text_embeddings(config, self.backbone.text_sizes(model), null=null_text)
+        sizes = self.backbone.text_sizes(model)
+        if null_text is not None:
+            check_text_sizes(null_text, sizes, model=f"the {type(model).__name__}")
+        self.text = text_embeddings(config, sizes, null=null_text)
 
     def inputs(
         self, sample: Tensor, reference: Tensor, timesteps: Tensor, *, text: TextEmbeddings | None = None

@@ -7,13 +7,15 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from framer.config.model import ModelConfig
 from framer.errors import UserError
 
 PROMPT, POOLED = "prompt_embeds", "pooled_prompt_embeds"
+NULL_TEXT_FILE = "null_text.safetensors"
+"""In an export: the empty text's embeddings, which a model that was trained with images' own texts sees without one."""
 
 
 class TextSizes(NamedTuple):
@@ -74,6 +76,45 @@ def text_embeddings(
     except ValueError as error:
         raise UserError(f"model.{key}: {error}") from None
     return TextEmbeddings(prompt, pooled)
+
+
+def write_text_embeddings(path: Path, text: TextEmbeddings) -> None:
+    """Writes a file that ``model.text_embeddings`` can name.
+
+    Args:
+        path: The file.
+        text: ``[T, D]`` and ``[P]``.
+
+    Raises:
+        OSError: It cannot be written.
+        SafetensorError: Likewise.
+    """
+    pooled = {} if text.pooled is None else {POOLED: text.pooled.contiguous()}
+    save_file({PROMPT: text.prompt.contiguous(), **pooled}, path)
+
+
+def check_text_sizes(text: TextEmbeddings, sizes: TextSizes, *, model: str) -> None:
+    """Compares the embeddings of images' texts with what a model takes.
+
+    Args:
+        text: Of one text.
+        sizes: Of the model; pooled embeddings that it does not take are left out.
+        model: Which one, for messages.
+
+    Raises:
+        UserError: They have other sizes.
+    """
+    found = TextSizes(text.prompt.shape[-1], None if text.pooled is None else text.pooled.shape[-1])
+    if found.prompt != sizes.prompt or sizes.pooled not in (None, found.pooled):
+        raise UserError(
+            f"the images' texts have {_described(found)}, but {model} takes {_described(sizes)}; prepare them with the "
+            "model's own text encoders"
+        )
+
+
+def _described(sizes: TextSizes) -> str:
+    pooled = "no pooled one" if sizes.pooled is None else f"a pooled one of {sizes.pooled}"
+    return f"embeddings of {sizes.prompt} channels and {pooled}"
 
 
 def _read(found: dict[str, Tensor], name: str, path: Path, channels: int, *, ndim: int) -> Tensor:
