@@ -165,9 +165,10 @@ class RealISRDataset(Dataset[Sample]):
 
     def photograph_of(self, index: int) -> Path:
         """The photograph that sample `index` is cut from."""
-        return self._photograph(*self._order.locate(index))
+        return self.photograph_at(*self._order.locate(index))
 
-    def _photograph(self, bucket: int, place: int) -> Path:
+    def photograph_at(self, bucket: int, place: int) -> Path:
+        """The photograph at one place of a bucket's stream."""
         members = self._members[bucket]
         epoch, within = divmod(place, len(members))
         order = self._epochs.get(bucket)
@@ -191,7 +192,7 @@ class RealISRDataset(Dataset[Sample]):
             index: The sample's number in the whole stream, which its crop, flip and degradation are drawn from.
         """
         height, width = self.buckets[bucket]
-        path = self._photograph(bucket, place)
+        path = self.photograph_at(bucket, place)
         rng = np.random.default_rng((_SAMPLE, self.seed, index))
         image = self._read(path, self.rescale[int(rng.integers(len(self.rescale)))])
         crop = Crop(
