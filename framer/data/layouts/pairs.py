@@ -123,8 +123,8 @@ def _read(path: Path, size: CropSize) -> npt.NDArray[np.uint8]:
     image = read_image(path)
     if image.shape[:2] != size:
         raise UserError(
-            f"{path} has {image.shape[1]}x{image.shape[0]} pixels instead of the {size.width}x{size.height} that it had "
-            "when it was checked; run the command again when nothing changes the folder"
+            f"{path} has {image.shape[1]}x{image.shape[0]} pixels instead of the {size.width}x{size.height} that it "
+            "had when it was checked; run the command again when nothing changes the folder"
         )
     return image
 
