@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -209,37 +210,28 @@ class _Checks(Dataset[CheckedRecord]):
         problems: list[Problem] = []
         size, scale = self._check_images(record, problems)
         caption, text = None, None
-        digest = hashlib.sha256()
-        try:
-            if self.folder.has(self.folder.layout.texts):
-                caption = read_caption(record.paths[self.folder.layout.texts])
-        except UserError as error:
-            problems.append(Problem(_UNREADABLE, str(error)))
-        try:
-            if self.folder.has(PROMPT_EMBEDS):
-                text = digest_of_embeddings(read_embeddings(self.folder.layout, record.paths, self.text_shape))
-        except UserError as error:
-            problems.append(Problem(_UNREADABLE, str(error)))
-        for subfolder, path in record.paths.items():
-            try:
-                if subfolder in (LATENT_HR, LATENT_LR) and size is not None:
-                    read_latents(self.folder.layout, path, size)
-                if subfolder in self.carried:
-                    digest.update(f"{subfolder}\0{file_sha256(path)}\n".encode())
-            except UserError as error:
-                problems.append(Problem(_UNREADABLE, str(error)))
-            except OSError as error:
-                problems.append(Problem(_UNREADABLE, f"{path} cannot be read: {error.strerror or error}"))
+        layout, digest = self.folder.layout, hashlib.sha256()
+        if self.folder.has(layout.texts):
+            with _noted(problems):
+                caption = read_caption(record.paths[layout.texts])
+        if self.folder.has(PROMPT_EMBEDS):
+            with _noted(problems):
+                text = digest_of_embeddings(read_embeddings(layout, record.paths, self.text_shape))
+        for subfolder in (LATENT_HR, LATENT_LR):
+            if size is not None and self.folder.has(subfolder):
+                with _noted(problems):
+                    read_latents(layout, record.paths[subfolder], size)
+        for subfolder in sorted(self.carried):
+            with _noted(problems, record.paths[subfolder]):
+                digest.update(f"{subfolder}\0{file_sha256(record.paths[subfolder])}\n".encode())
         return CheckedRecord(record.name, size, scale, caption, text, digest.hexdigest(), problems)
 
     def _check_images(self, record: LayoutRecord, problems: list[Problem]) -> tuple[CropSize | None, int | None]:
         images = {}
         for subfolder in (GT, LR, SR_BICUBIC):
             if subfolder in record.paths:
-                try:
+                with _noted(problems):
                     images[subfolder] = read_image(record.paths[subfolder])
-                except UserError as error:
-                    problems.append(Problem(_UNREADABLE, str(error)))
         if GT not in images:
             return None, None
         gt, size = images[GT], CropSize(*images[GT].shape[:2])
@@ -264,6 +256,17 @@ class _Checks(Dataset[CheckedRecord]):
             if enlarged is not None and not is_enlargement(enlarged, lr):
                 problems.append(Problem(_NO_ENLARGEMENT, record.name))
         return size, scale
+
+
+@contextmanager
+def _noted(problems: list[Problem], path: Path | None = None) -> Iterator[None]:
+    """Keeps the error of reading one file, so that the others are read too."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(Problem(_UNREADABLE, str(error)))
+    except OSError as error:
+        problems.append(Problem(_UNREADABLE, f"{path} cannot be read: {error.strerror or error}"))
 
 
 def _as_it_is(record: Any) -> Any:

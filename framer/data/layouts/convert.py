@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -16,13 +16,13 @@ from framer.data.layouts.given_texts import write_given_texts
 from framer.data.layouts.kept_latents import KeptLatents
 from framer.data.layouts.matching import open_layout
 from framer.data.layouts.pairs import LayoutPairs
+from framer.data.shards.manifest import TEXTS_FOLDER, LatentsDtype, LicenceRecord
+from framer.data.shards.writer import check_output
 from framer.data.texts.prepare import prepare_texts
 from framer.data.texts.store import TextStore, write_text_store
 from framer.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-TEXTS_FOLDER: Final = "texts"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class LayoutOptions:
         latents_dtype: How kept latents are stored.
         device: Where encoders run.
         workers: Processes that read and check.
+        licence: Under which terms the photographs are used; None where nobody says.
     """
 
     degradation: Degradation = "heavy"
@@ -47,9 +48,10 @@ class LayoutOptions:
     text_encoder: Path | None = None
     keep_latents: bool = False
     vae: Path | None = None
-    latents_dtype: Literal["fp32", "fp16"] = "fp32"
+    latents_dtype: LatentsDtype = "fp32"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
+    licence: str | None = None
 
 
 class _Texts(NamedTuple):
@@ -70,6 +72,7 @@ def layout_pairs(root: Path, layout: Layout, output: Path, options: LayoutOption
         UserError: Anything is wrong with the folder, see `open_layout` and `check_folder`; or an option does not fit
             it; or ``output`` holds texts of something else.
     """
+    check_output(output)
     folder = open_layout(root, layout)
     _check_options(folder, options)
     carried = {GT, LR} | ({LATENT_HR, LATENT_LR} if options.keep_latents else set())
@@ -79,14 +82,20 @@ def layout_pairs(root: Path, layout: Layout, output: Path, options: LayoutOption
         assert options.vae is not None
         latents = KeptLatents(checked, options.vae, device=options.device, dtype=options.latents_dtype)
     elif folder.has(LATENT_HR):
+        instead = "training encodes the images itself" if options.vae is None else "--vae makes moments of the images"
         logger.warning(
-            "%s: latents are checked but not carried over, as they are single draws without mean and variance; "
-            "training encodes the images itself, or --vae stores their moments",
+            "%s: latents are checked but not carried over, for each is one draw without its mean and variance; %s",
             root,
+            instead,
         )
     texts = _texts(checked, output / TEXTS_FOLDER, options)
     return LayoutPairs(
-        checked, degradation=options.degradation, captions=texts.captions, store=texts.store, latents=latents
+        checked,
+        degradation=options.degradation,
+        captions=texts.captions,
+        store=texts.store,
+        latents=latents,
+        licences=[LicenceRecord(photographs="all", licence=options.licence or "unknown")],
     )
 
 

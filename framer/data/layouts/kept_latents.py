@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -16,8 +17,8 @@ from framer.data.layouts.base import GT, LATENT_HR, LATENT_LR, LR, LayoutRecord
 from framer.data.layouts.check import CheckedFolder, read_latents
 from framer.data.samples import sample_of_pair
 from framer.data.shards.index import LATENTS
-from framer.data.shards.manifest import LatentsRecord
-from framer.data.shards.pairs import as_unit_floats
+from framer.data.shards.latents import StoredLatents
+from framer.data.shards.manifest import LatentsDtype, LatentsRecord
 from framer.errors import UserError
 from framer.models.latents import VaeLatents, build_latents, vae_sha256
 
@@ -48,7 +49,7 @@ class KeptLatents:
     """
 
     def __init__(
-        self, checked: CheckedFolder, vae_folder: Path, *, device: torch.device, dtype: Literal["fp32", "fp16"] = "fp32"
+        self, checked: CheckedFolder, vae_folder: Path, *, device: torch.device, dtype: LatentsDtype = "fp32"
     ) -> None:
         self._layout = layout = checked.folder.layout
         self._dtype = _DTYPES[dtype]
@@ -83,11 +84,11 @@ class KeptLatents:
         Raises:
             UserError: Its latents can no longer be read.
         """
-        moments: dict[str, Tensor] = {}
-        for name, subfolder in (("hr", LATENT_HR), ("lr", LATENT_LR)):
-            mean = self._raw(record.paths[subfolder], size).to(self._dtype)
-            moments |= {f"{name}_mean": mean, f"{name}_logvar": torch.full_like(mean, NO_VARIANCE)}
-        return {LATENTS: save(moments)}
+        hr = self._raw(record.paths[LATENT_HR], size).to(self._dtype)
+        lr = self._raw(record.paths[LATENT_LR], size).to(self._dtype)
+        logvar = torch.full_like(hr, NO_VARIANCE)
+        stored = StoredLatents(hr_mean=hr, hr_logvar=logvar, lr_mean=lr, lr_logvar=logvar.clone())
+        return {LATENTS: save(stored._asdict())}
 
     def _raw(self, path: Path, size: CropSize) -> Tensor:
         return read_latents(self._layout, path, size).float() / self._scale + self._shift
@@ -95,8 +96,8 @@ class KeptLatents:
     def _compare(self, space: VaeLatents, checked: CheckedFolder, device: torch.device) -> None:
         record, size = checked.folder.records[0], checked.records[0].size
         assert size is not None
-        pair = [as_unit_floats(read_image(record.paths[subfolder])) for subfolder in (GT, LR)]
-        sample = sample_of_pair(*pair, index=0, name=record.name)
+        pair = [read_image(record.paths[subfolder]).astype(np.float32) / np.float32(255.0) for subfolder in (GT, LR)]
+        sample = sample_of_pair(pair[0], pair[1], index=0, name=record.name)
         for subfolder, image in ((LATENT_HR, sample["hr"]), (LATENT_LR, sample["lr_upsampled"])):
             path, shown = record.paths[subfolder], GT if subfolder == LATENT_HR else "lr enlarged"
             moments = space.moments(image[None].to(device))
