@@ -16,8 +16,8 @@ from framer.data.layouts.given_texts import write_given_texts
 from framer.data.layouts.kept_latents import KeptLatents
 from framer.data.layouts.matching import open_layout
 from framer.data.layouts.pairs import LayoutPairs
-from framer.data.shards.manifest import TEXTS_FOLDER, LatentsDtype, LicenceRecord
-from framer.data.shards.writer import check_output
+from framer.data.shards.licences import licences_of
+from framer.data.shards.manifest import TEXTS_FOLDER, LatentsDtype
 from framer.data.texts.prepare import prepare_texts
 from framer.data.texts.store import TextStore, write_text_store
 from framer.errors import UserError
@@ -72,7 +72,6 @@ def layout_pairs(root: Path, layout: Layout, output: Path, options: LayoutOption
         UserError: Anything is wrong with the folder, see `open_layout` and `check_folder`; or an option does not fit
             it; or ``output`` holds texts of something else.
     """
-    check_output(output)
     folder = open_layout(root, layout)
     _check_options(folder, options)
     carried = {GT, LR} | ({LATENT_HR, LATENT_LR} if options.keep_latents else set())
@@ -95,7 +94,7 @@ def layout_pairs(root: Path, layout: Layout, output: Path, options: LayoutOption
         captions=texts.captions,
         store=texts.store,
         latents=latents,
-        licences=[LicenceRecord(photographs="all", licence=options.licence or "unknown")],
+        licences=licences_of([], bundled=False, stated=options.licence),
     )
 
 

@@ -27,9 +27,16 @@ def open_layout(root: Path, layout: Layout) -> LayoutFolder:
         layout: What it should be.
 
     Raises:
-        UserError: It is no folder of this layout, or a file has no partner in another subfolder, or shares its name
+        UserError: It cannot be read or is no folder of this layout, or a file has no partner in another subfolder, or shares its name
             with another in the same one, or has an unexpected suffix; lists them all by kind.
     """
+    try:
+        return _matched(root, layout)
+    except OSError as error:
+        raise UserError(f"{error.filename or root} cannot be read: {error.strerror or error}") from None
+
+
+def _matched(root: Path, layout: Layout) -> LayoutFolder:
     present = _present_subfolders(root, layout)
     problems: list[str] = []
     found: dict[str, dict[str, Path]] = {}
@@ -65,7 +72,7 @@ def _present_subfolders(root: Path, layout: Layout) -> tuple[str, ...]:
     if not missing:
         return present
     optional = _folders(name for name in layout.subfolders if name not in REQUIRED)
-    names = sorted(printable(path.name) + ("/" if path.is_dir() else "") for path in entries(root))
+    names = sorted(_printable(path.name) + ("/" if path.is_dir() else "") for path in _entries(root))
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     raise UserError(
         f"--from {root} is no folder of layout {layout.name}: it lacks {_folders(missing)}. Expected "
@@ -77,12 +84,12 @@ def _files_by_name(folder: Path, suffixes: frozenset[str], *, ignored: str | Non
     by_name: defaultdict[str, list[Path]] = defaultdict(list)
     unexpected: list[str] = []
     unprintable: list[str] = []
-    for path in entries(folder):
+    for path in _entries(folder):
         if path.name == ignored:
             continue
         if not path.is_file() or path.suffix.lower() not in suffixes:
             unexpected.append(path.name)
-        elif printable(path.name) != path.name:
+        elif _printable(path.name) != path.name:
             unprintable.append(path.name)
         else:
             by_name[path.stem].append(path)
@@ -125,26 +132,19 @@ def _null_tensors(root: Path, present: Sequence[str], layout: Layout) -> tuple[d
     return null_tensors, problems
 
 
-def entries(folder: Path) -> list[Path]:
-    """What a folder holds, hidden files left out, in the order of names.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from None
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, hidden files left out, in the order of names."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def printable(name: str) -> str:
+def _printable(name: str) -> str:
     """A file's name as messages and JSON can hold it."""
     return name if name.isprintable() else ascii(name)
 
 
 def _listing(names: Sequence[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{len(names)}: {', '.join(printable(name) for name in names[:LISTED])}{more}"
+    return f"{len(names)}: {', '.join(_printable(name) for name in names[:LISTED])}{more}"
 
 
 def _folders(names: Iterable[str]) -> str:

@@ -89,7 +89,7 @@ class LayoutPairs:
             "--from": f"{len(self)} samples, SHA-256 {digest.hexdigest()}",
             "--degradation": self.degradation,
             "data.scale": self.scale,
-            "texts": None if self.texts is None else self.texts.fingerprint,
+            "texts of --from": None if self.texts is None else self.texts.fingerprint,
             "--keep-latents": None if self._keep is None else self._keep.identity,
         }
 

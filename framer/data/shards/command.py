@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
+from framer.data.layouts.options import add_layout_arguments, check_layout_arguments, layout_source, layout_workers
 from framer.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from framer.data.shards.latents import LatentEncoder
     from framer.data.shards.manifest import ShardManifest
 
-HELP = "Make training pairs beforehand, as shards that data.train takes; or verify them."
+HELP = "Make training pairs beforehand, or convert pairs, to shards that data.train takes; or verify them."
 
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, help="how many samples of the run's stream to write")
     parser.add_argument("--shard-size", type=parse_size, default="256MB", help="size of a shard, default 256MB")
-    parser.add_argument("--workers", type=int, help="processes that make samples; data.workers by default")
+    parser.add_argument(
+        "--workers", type=int, help="processes that make samples; data.workers by default, 1 with --from"
+    )
     parser.add_argument("--licence", metavar="TEXT", help="licence of your photographs, for the manifest")
     parser.add_argument(
         "--captions",
@@ -49,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", type=Path, metavar="FOLDER", help="compare the hashes of all shards and texts in a folder"
     )
+    add_layout_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.crop_size=512")
 
 
@@ -57,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verify is not None:
         return _verify(arguments.verify.expanduser())
     _check(arguments)
-    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    config = None if arguments.config is None else load_config(TrainConfig, arguments.config, arguments.overrides)
     folder: Path = arguments.output.expanduser()
     from framer.data.shards.licences import UNKNOWN_LICENCE
     from framer.data.shards.writer import check_output
@@ -65,7 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(folder)
     device = _device(arguments.device)
     encoder = _latent_encoder(arguments, device)
-    manifest = _write(arguments, config, folder, encoder, device)
+    if config is None:
+        manifest = _write_layout(arguments, folder, encoder, device)
+    else:
+        manifest = _write(arguments, config, folder, encoder, device)
     size = sum(shard.bytes for shard in manifest.shards)
     sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB\n")
     if any(licence.licence == UNKNOWN_LICENCE for licence in manifest.licences):
@@ -74,13 +81,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.config is None or arguments.output is None or arguments.samples is None:
-        raise UserError("give --config, --output and --samples to write shards, or --verify to check them")
-    if arguments.samples < 1:
-        raise UserError(f"--samples must be at least 1, got {arguments.samples}")
+    check_layout_arguments(arguments)
+    if arguments.source is None:
+        if arguments.config is None or arguments.output is None or arguments.samples is None:
+            raise UserError("give --config, --output and --samples to write shards, or --verify to check them")
+        if arguments.samples < 1:
+            raise UserError(f"--samples must be at least 1, got {arguments.samples}")
     if arguments.workers is not None and arguments.workers < 0:
         raise UserError(f"--workers must not be negative, got {arguments.workers}")
-    if arguments.text_encoder is not None and arguments.captions is None:
+    if arguments.text_encoder is not None and arguments.captions is None and arguments.source is None:
         raise UserError("--text-encoder embeds captions; give --captions too ('null' for empty texts)")
     if arguments.latents_dtype is not None and arguments.vae is None:
         raise UserError("--latents-dtype is of the latents that --vae stores; give --vae too")
@@ -114,7 +123,7 @@ def _device(name: str) -> torch.device:
 
 
 def _latent_encoder(arguments: argparse.Namespace, device: torch.device) -> LatentEncoder | None:
-    if arguments.vae is None:
+    if arguments.vae is None or arguments.keep_latents:
         return None
     from framer.data.shards.latents import LatentEncoder
 
@@ -157,6 +166,22 @@ def _write(
         crop_size=config.data.crop_size,
         shard_size=arguments.shard_size,
         workers=config.data.workers if arguments.workers is None else arguments.workers,
+        encoder=encoder,
+    )
+
+
+def _write_layout(
+    arguments: argparse.Namespace, folder: Path, encoder: LatentEncoder | None, device: torch.device
+) -> ShardManifest:
+    from framer.data.shards.writer import write_shards
+
+    source = layout_source(arguments, folder, device)
+    return write_shards(
+        source,
+        folder,
+        crop_size=source.crop_size,
+        shard_size=arguments.shard_size,
+        workers=layout_workers(arguments),
         encoder=encoder,
     )
 
