@@ -15,7 +15,7 @@ LEAST_CORRELATION: Final = 0.8
 """Of the blocks' colours, below which images are taken for different ones, if these are also far apart."""
 FAR: Final = 0.1
 """Root mean square difference of the blocks' colours, of 1, that tells different images; the noise of small blocks adds
-`FAR_FOR_NOISE` over their side in LR pixels. Of 14,000 pairs of `heavy` (64 to 512 pixels), those with less correlation
+`FAR_FOR_NOISE` over their side in LR pixels. Of 5000 pairs of `heavy` (64 to 512 pixels), those with less correlation
 than `LEAST_CORRELATION` were at most 0.8 of the sum apart."""
 FAR_FOR_NOISE: Final = 0.2
 MOST_ENLARGEMENT_ERROR: Final = 0.04

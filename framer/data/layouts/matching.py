@@ -27,8 +27,8 @@ def open_layout(root: Path, layout: Layout) -> LayoutFolder:
         layout: What it should be.
 
     Raises:
-        UserError: It cannot be read or is no folder of this layout, or a file has no partner in another subfolder, or shares its name
-            with another in the same one, or has an unexpected suffix; lists them all by kind.
+        UserError: It cannot be read or is no folder of this layout; or files have no partner in another subfolder,
+            share a name in the same one, or have an unexpected suffix, all of which it lists by kind.
     """
     try:
         return _matched(root, layout)
