@@ -107,8 +107,8 @@ def _verify(folder: Path) -> int:
     if manifest.texts is not None:
         from framer.data.texts.store import verify_text_store
 
-        open_shard_texts(folder, manifest.texts)
-        texts = f", and {len(verify_text_store(folder / TEXTS_FOLDER))} texts,"
+        verify_text_store(folder / TEXTS_FOLDER)
+        texts = f", and {len(open_shard_texts(folder, manifest.texts))} texts,"
     shards = f"{manifest.samples} samples in {len(manifest.shards)} shards"
     sys.stdout.write(f"{folder}: {shards}{texts} are intact\n")
     return 0
