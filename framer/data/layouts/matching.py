@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from framer.data.layouts.dit4sr import DIT4SR
 from framer.data.layouts.seesr import SEESR
 from framer.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 LAYOUTS: Final = {layout.name: layout for layout in (DIT4SR, SEESR)}
 LISTED: Final = 10
 """Names that a message lists of each kind of problem."""
@@ -20,7 +23,7 @@ LISTED: Final = 10
 def open_layout(root: Path, layout: Layout) -> LayoutFolder:
     """Matches the files of a folder by name, without reading them.
 
-    Hidden files (a leading dot) are ignored.
+    Hidden files (a leading dot) are ignored. Other subfolders are named in a warning.
 
     Args:
         root: The folder.
@@ -60,6 +63,9 @@ def _matched(root: Path, layout: Layout) -> LayoutFolder:
     if problems:
         listing = "\n  ".join(problems)
         raise UserError(f"{root}: files do not match by name; nothing was written:\n  {listing}")
+    others = [path.name for path in _entries(root) if path.is_dir() and path.name not in layout.subfolders]
+    if others:
+        logger.warning("%s: not read, as they are not of layout %s: %s", root, layout.name, _listing(others))
     records = tuple(LayoutRecord(name, {subfolder: found[subfolder][name] for subfolder in present}) for name in names)
     return LayoutFolder(root, layout, present, records, null_tensors)
 

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from family_folders import autoencoder
 from layout_cases import NAMES, make_layout
+from text_folders import sd21_texts
 
 from framer.cli import main
 from framer.config.loading import load_config
@@ -16,8 +18,10 @@ from framer.config.training import TrainConfig
 from framer.data.layouts.dit4sr import DIT4SR
 from framer.data.layouts.seesr import SEESR
 from framer.data.shards.manifest import read_manifest
+from framer.data.shards.reader import ShardDataset
 from framer.data.sources import open_source, with_shard_settings
 from framer.errors import UserError
+from framer.models.text_encoders import load_text_encoder
 
 
 def prepare(*arguments: object) -> int:
@@ -54,6 +58,21 @@ def test_seesr_with_new_latents(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert manifest.latents is not None
     assert manifest.latents.downscale == 2
     assert "noted as unknown" in capsys.readouterr().out
+
+
+def test_seesr_tags_are_embedded_by_a_text_encoder(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder, output = make_layout(tmp_path / "pairs", SEESR), tmp_path / "shards"
+    encoder = sd21_texts(tmp_path / "encoder")
+    assert prepare("--from", folder, "--layout", "seesr", "--output", output, "--text-encoder", encoder) == 0
+    manifest = read_manifest(output)
+    assert manifest.texts is not None
+    dataset = ShardDataset(output, manifest, seed=0)
+    expected = load_text_encoder(encoder, device=torch.device("cpu"))
+    for place in range(len(dataset)):
+        sample = dataset[place]
+        text = expected.encode([f"Photograph {sample['name']}, é."]).prompt[0]
+        torch.testing.assert_close(sample["prompt_embeds"], text, rtol=2e-3, atol=2e-3)  # stored as fp16
 
 
 def test_a_folder_with_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,15 @@ def test_optional_subfolders_may_be_absent_as_a_whole(folder: Path) -> None:
     assert opened.null_tensors == {}
 
 
+def test_subfolders_of_another_layout_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_layout(folder, SMALL)
+    assert not caplog.text
+    open_layout(folder, SEESR)
+    assert (
+        "not of layout seesr: 5: latent_hr, latent_lr, pooled_prompt_embeds, prompt_embeds, prompt_txt" in caplog.text
+    )
+
+
 def test_an_empty_subfolder_is_not_an_absent_one(folder: Path) -> None:
     for path in (folder / "sr_bicubic").iterdir():
         path.unlink()
