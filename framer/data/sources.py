@@ -63,9 +63,11 @@ def text_folder(data: DataConfig) -> Path | None:
     """The text store of the training images, whether it is there or not; None where all images see one text."""
     if data.texts is not None:
         return Path(data.texts).expanduser()
-    folder = Path(data.train).expanduser() / SHARD_TEXTS
-    in_shards = data.texts_fingerprint is not None or (shard_folder(data) is not None and folder.is_dir())
-    return folder if in_shards else None
+    shards = shard_folder(data)
+    if shards is None:
+        # A finished run's shards are perhaps gone; that it had texts is known.
+        return None if data.texts_fingerprint is None else Path(data.train).expanduser() / SHARD_TEXTS
+    return None if read_manifest(shards).texts is None else shards / SHARD_TEXTS
 
 
 def open_texts(data: DataConfig) -> TextStore | None:
