@@ -16,9 +16,12 @@ from framer.errors import UserError
 
 FORMAT_VERSION: Final = 2
 MANIFEST_FILE: Final = "shards.json"
+TEXTS_FOLDER: Final = "texts"
+"""The subfolder that holds the samples' texts."""
 UNFINISHED_FILE: Final = "shards.unfinished.json"
 """A manifest of the shards written so far; the finished manifest takes its place."""
 
+LatentsDtype = Literal["fp32", "fp16"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -68,7 +71,7 @@ class BucketRecord(_Section):
 class LatentsRecord(_Section):
     """What the latents of the samples are: raw moments of an autoencoder's posterior, neither shifted nor scaled."""
 
-    dtype: Literal["fp32", "fp16"]
+    dtype: LatentsDtype
     channels: PositiveInt
     downscale: PositiveInt
     """Pixels a side of one latent pixel: the latents of a bucket are ``[channels, height / downscale, ...]``."""

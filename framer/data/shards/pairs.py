@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from framer.config.types import NonNegativeInt
 from framer.data.buckets import CropSize
+from framer.data.samples import Sample, sample_of_pair
 from framer.data.shards.index import HR, LR, META
 from framer.data.shards.manifest import LatentsRecord, LicenceRecord, TextsRecord
 from framer.errors import UserError
@@ -23,6 +27,21 @@ class EncodedPair(NamedTuple):
     """Its number among all pairs of the source, which becomes its key."""
     files: dict[str, bytes]
     """Content by member, see :data:`~framer.data.shards.index.MEMBERS`."""
+
+
+class PairMeta(BaseModel):
+    """What a shard says of a pair."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    index: NonNegativeInt
+    """Its number among all pairs of the source."""
+    name: str
+    """The photograph's name."""
+    caption: str | None
+    """The photograph's text, where there is one."""
+    text: NonNegativeInt | None
+    """Row of its embeddings in the text store, where there is one."""
 
 
 class PairSource(Protocol):
@@ -73,7 +92,8 @@ def encoded_pair(
         text: Its row in the text store, where there is one.
     """
     meta = json.dumps({"index": number, "name": name, "caption": caption, "text": text}, ensure_ascii=False)
-    return EncodedPair(number, {HR: hr, LR: lr, META: meta.encode()})
+    # A file's name can hold bytes that are no text, which Python keeps as half characters; they become "?".
+    return EncodedPair(number, {HR: hr, LR: lr, META: meta.encode(errors="replace")})
 
 
 def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -83,7 +103,58 @@ def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(data: bytes, size: CropSize, where: str) -> npt.NDArray[np.uint8]:
+def sample_of_files(
+    files: Mapping[str, bytes],
+    size: CropSize,
+    *,
+    scale: int,
+    index: int,
+    flip: bool = False,
+    quarter_turns: int = 0,
+    where: str = "a new pair",
+) -> Sample:
+    """The images that training sees of a pair's files.
+
+    Args:
+        files: As a shard keeps them.
+        size: Size of the HR image.
+        scale: Factor between HR and LR.
+        index: The sample's `index`.
+        flip: Whether both images are mirrored left to right.
+        quarter_turns: Counter-clockwise quarter turns of both, after the mirroring.
+        where: Shard and sample, for messages.
+
+    Raises:
+        UserError: A file is damaged, or an image has another size.
+    """
+    hr = _decode_png(files[HR], size, f"{where}: {HR}")
+    lr = _decode_png(files[LR], CropSize(size.height // scale, size.width // scale), f"{where}: {LR}")
+    name = read_meta(files[META], f"{where}: {META}").name
+    if flip:
+        hr, lr = hr[:, ::-1], lr[:, ::-1]
+    hr, lr = np.rot90(hr, quarter_turns), np.rot90(lr, quarter_turns)
+    return sample_of_pair(_as_unit_floats(hr), _as_unit_floats(lr), index=index, name=name)
+
+
+def read_meta(data: bytes, where: str) -> PairMeta:
+    """Decodes what a shard says of a pair.
+
+    Args:
+        data: The file.
+        where: Shard, sample and file, for messages.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        return PairMeta.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where} is damaged: {f'{place}: ' if place else ''}{first['msg']}") from None
+
+
+def _decode_png(data: bytes, size: CropSize, where: str) -> npt.NDArray[np.uint8]:
     """Decodes a PNG file that a shard holds.
 
     Args:
@@ -113,6 +184,6 @@ def decode_png(data: bytes, size: CropSize, where: str) -> npt.NDArray[np.uint8]
     return image
 
 
-def as_unit_floats(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _as_unit_floats(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """8-bit samples as numbers from 0 to 1."""
     return pixels.astype(np.float32) / np.float32(255.0)

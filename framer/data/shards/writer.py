@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from framer.data.shards.index import index_bytes, index_tar, members_of, sample_key
+from framer.data.samples import Sample
+from framer.data.shards.index import LATENTS, index_bytes, index_tar, members_of, sample_key
 from framer.data.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -25,30 +27,61 @@ from framer.data.shards.manifest import (
     manifest_text,
     parse_manifest,
 )
-from framer.data.shards.pairs import EncodedPair, PairSource
+from framer.data.shards.pairs import EncodedPair, PairSource, sample_of_files
 from framer.data.shards.verify import file_sha256, is_intact
 from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
 from framer.extras import require
 from framer.files import sync_folder, write_bytes, write_text
 
+if TYPE_CHECKING:
+    from framer.data.shards.latents import LatentEncoder
+
 logger = logging.getLogger(__name__)
 
 # Other versions of these can give other bytes for the same pixels.
 _LIBRARIES: Final = ("PIL", "webdataset")
 # Keys of made_from that come from the command line; all others are of the configuration or of the machine.
-_OPTIONS: Final = {"samples": "--samples", "shard_size": "--shard-size"}
+_OPTIONS: Final = {
+    "samples": "--samples",
+    "shard_size": "--shard-size",
+    "vae": "--vae",
+    "latents_dtype": "--latents-dtype",
+    "device": "--device",
+    "captions": "--captions",
+    "texts": "--text-encoder",
+}
 
 
-class _EncodedPairs(Dataset[EncodedPair]):
-    def __init__(self, source: PairSource) -> None:
+class _Made(NamedTuple):
+    pair: EncodedPair
+    images: Sample | None
+    """What training reads from the pair's files, where latents are made of it."""
+
+
+class _MadePairs(Dataset[_Made]):
+    def __init__(self, source: PairSource, *, with_images: bool) -> None:
         self._source = source
+        self._with_images = with_images
+        self._ends = list(accumulate(source.rows))
 
-    def __getitem__(self, row: int) -> EncodedPair:
-        return self._source.encoded(row)
+    def __getitem__(self, row: int) -> _Made:
+        pair = self._source.encoded(row)
+        if not self._with_images:
+            return _Made(pair, None)
+        size = self._source.buckets[bisect_right(self._ends, row)]
+        return _Made(pair, sample_of_files(pair.files, size, scale=self._source.scale, index=pair.number))
 
 
-def write_shards(source: PairSource, folder: Path, *, crop_size: int, shard_size: int, workers: int) -> ShardManifest:
+def write_shards(
+    source: PairSource,
+    folder: Path,
+    *,
+    crop_size: int,
+    shard_size: int,
+    workers: int,
+    encoder: LatentEncoder | None = None,
+) -> ShardManifest:
     """Writes all pairs of a source into a folder of shards.
 
     The bytes depend on the arguments but for ``workers``. Each shard holds samples of one
@@ -62,6 +95,7 @@ def write_shards(source: PairSource, folder: Path, *, crop_size: int, shard_size
         crop_size: ``data.crop_size`` of the configuration.
         shard_size: A shard is finished once its images and texts have this size, in bytes.
         workers: Processes that make pairs; 0 makes them in this one.
+        encoder: Makes the latents of each pair, in this process; None writes those of the source, if it has any.
 
     Returns:
         The manifest.
@@ -69,11 +103,16 @@ def write_shards(source: PairSource, folder: Path, *, crop_size: int, shard_size
     Raises:
         UserError: The folder holds something else, or shards of other settings or photographs; or the disk is full; or
             what a pair is made of can no longer be read.
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or there are latents of both the source and an encoder.
     """
+    if source.latents is not None and encoder is not None:
+        raise ValueError("the source has latents of its own; give no encoder")
     if len(source) < 1 or shard_size < 1:
         raise ValueError(f"pairs and shard_size must be at least 1, got {len(source)} and {shard_size}")
-    made_from = _made_from(source, shard_size=shard_size, crop_size=crop_size)
+    if encoder is not None:
+        for size in source.buckets:
+            encoder.check_size(size)
+    made_from = _made_from(source, encoder, shard_size=shard_size, crop_size=crop_size)
     manifest = ShardManifest.model_validate(
         {
             "format_version": FORMAT_VERSION,
@@ -87,19 +126,19 @@ def write_shards(source: PairSource, folder: Path, *, crop_size: int, shard_size
             ],
             "fingerprint": fingerprint(made_from),
             "made_from": made_from,
-            "latents": source.latents,
+            "latents": source.latents if encoder is None else encoder.record,
             "texts": source.texts,
             "licences": source.licences,
             "shards": [],
         }
     )
-    earlier = _earlier_shards(folder, manifest)
+    earlier = _earlier_shards(folder, made_from)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     write_text(folder / UNFINISHED_FILE, manifest_text(manifest.model_copy(update={"shards": earlier})))
-    shards = _write_all(source, folder, manifest, earlier, shard_size=shard_size, workers=workers)
+    shards = _write_all(source, folder, manifest, earlier, encoder=encoder, shard_size=shard_size, workers=workers)
     manifest = manifest.model_copy(update={"shards": shards})
     manifest.check_complete()
     write_text(folder / MANIFEST_FILE, manifest_text(manifest))
@@ -114,6 +153,7 @@ def _write_all(
     manifest: ShardManifest,
     earlier: list[ShardRecord],
     *,
+    encoder: LatentEncoder | None,
     shard_size: int,
     workers: int,
 ) -> list[ShardRecord]:
@@ -135,7 +175,7 @@ def _write_all(
                 if record is not None:
                     logger.warning("%s is missing or damaged and is written again", folder / record.file)
                 if pairs is None:
-                    pairs = _encoded(source, row, workers)
+                    pairs = _encoded(source, encoder, row, workers)
                 bucket = next(bucket for bucket, end in enumerate(ends) if end > row)
                 size, most = source.buckets[bucket], ends[bucket] - row
                 path = folder / f"{number:06d}.tar"
@@ -150,9 +190,9 @@ def _write_all(
     return shards
 
 
-def _encoded(source: PairSource, row: int, workers: int) -> Iterator[EncodedPair]:
-    loader: DataLoader[EncodedPair] = DataLoader(
-        _EncodedPairs(source),
+def _encoded(source: PairSource, encoder: LatentEncoder | None, row: int, workers: int) -> Iterator[EncodedPair]:
+    loader: DataLoader[_Made] = DataLoader(
+        _MadePairs(source, with_images=encoder is not None),
         batch_size=None,
         sampler=range(row, len(source)),
         num_workers=workers,
@@ -160,11 +200,16 @@ def _encoded(source: PairSource, row: int, workers: int) -> Iterator[EncodedPair
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),
     )
-    return loaded(loader)
+    for pair, images in loaded(loader):
+        if encoder is None or images is None:
+            yield pair
+        else:
+            latents = encoder.encode(images["hr"], images["lr_upsampled"], f"sample {sample_key(pair.number)}")
+            yield pair._replace(files=pair.files | {LATENTS: latents})
 
 
-def _as_it_is(pair: Any) -> Any:
-    return pair
+def _as_it_is(made: Any) -> Any:
+    return made
 
 
 def _write_shard(
@@ -217,21 +262,30 @@ def _record(path: Path, samples: int, height: int, width: int) -> ShardRecord:
     )
 
 
-def _earlier_shards(folder: Path, manifest: ShardManifest) -> list[ShardRecord]:
-    """The shards that an earlier call with the same arguments left."""
+def check_output(folder: Path) -> ShardManifest | None:
+    """The manifest of the shards that an earlier call left in a folder, finished or not; None if there are none.
+
+    Raises:
+        UserError: The folder is a file, holds shards that have no manifest, or its manifest is damaged.
+    """
     for name in (MANIFEST_FILE, UNFINISHED_FILE):
         if (folder / name).is_file():
-            earlier = parse_manifest(folder / name)
-            break
-    else:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--output {folder} is a file; give a folder")
-        if is_shard_folder(folder):
-            raise UserError(
-                f"--output {folder} holds numbered tar files that this command did not write; give another folder"
-            )
+            return parse_manifest(folder / name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file; give a folder")
+    if is_shard_folder(folder):
+        raise UserError(
+            f"--output {folder} holds numbered tar files that this command did not write; give another folder"
+        )
+    return None
+
+
+def _earlier_shards(folder: Path, now: dict[str, Any]) -> list[ShardRecord]:
+    """The shards that an earlier call with the same arguments left."""
+    earlier = check_output(folder)
+    if earlier is None:
         return []
-    before, now = earlier.made_from, manifest.made_from
+    before = earlier.made_from
     changed = [
         f"{_OPTIONS.get(key, key)} {before.get(key)} (now {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
@@ -245,7 +299,7 @@ def _earlier_shards(folder: Path, manifest: ShardManifest) -> list[ShardRecord]:
     return earlier.shards
 
 
-def _made_from(source: PairSource, *, shard_size: int, crop_size: int) -> dict[str, Any]:
+def _made_from(source: PairSource, encoder: LatentEncoder | None, *, shard_size: int, crop_size: int) -> dict[str, Any]:
     own = {"samples": len(source), "shard_size": shard_size, "data.crop_size": crop_size}
     libraries = {name: str(require(name, extra="train").__version__) for name in _LIBRARIES}
-    return source.made_from | own | libraries
+    return source.made_from | own | libraries | ({} if encoder is None else encoder.made_from)
