@@ -12,7 +12,7 @@ from framer.data.captioned import CaptionedPhotographs
 from framer.data.dataset import RealISRDataset
 from framer.data.images import find_images
 from framer.data.photographs import bundled_photographs
-from framer.data.shards.manifest import MANIFEST_FILE, is_shard_folder, read_manifest
+from framer.data.shards.manifest import MANIFEST_FILE, TEXTS_FOLDER, is_shard_folder, read_manifest
 from framer.data.shards.reader import ShardDataset
 from framer.data.stream import SampleSource
 from framer.errors import ConfigError, UserError
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from framer.data.texts.store import TextStore
 
 BUNDLED: Final = "bundled"
-SHARD_TEXTS: Final = "texts"
-"""The subfolder of shards that holds their texts."""
 # What is done to a photograph before it is degraded, so that a stored pair cannot follow; and files are not skipped.
 _WITHOUT_EFFECT_ON_SHARDS: Final = ("rescale", "colour_jitter", "on_broken")
 
@@ -66,8 +64,8 @@ def text_folder(data: DataConfig) -> Path | None:
     shards = shard_folder(data)
     if shards is None:
         # A finished run's shards are perhaps gone; that it had texts is known.
-        return None if data.texts_fingerprint is None else Path(data.train).expanduser() / SHARD_TEXTS
-    return None if read_manifest(shards).texts is None else shards / SHARD_TEXTS
+        return None if data.texts_fingerprint is None else Path(data.train).expanduser() / TEXTS_FOLDER
+    return None if read_manifest(shards).texts is None else shards / TEXTS_FOLDER
 
 
 def open_texts(data: DataConfig) -> TextStore | None:

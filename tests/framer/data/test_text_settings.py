@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from shard_cases import dataset_of, make_shards, photographs
 from text_stores import text_store
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
+from framer.data.dataset import RealISRDataset
+from framer.data.images import write_png
+from framer.data.shards.stream_pairs import StreamPairs
+from framer.data.shards.writer import write_shards
 from framer.data.sources import null_text, text_folder, with_text_settings
 from framer.data.texts.store import TextStore
 from framer.errors import ConfigError, UserError
@@ -24,8 +28,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TextStore:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without texts."""
-    folder = tmp_path_factory.mktemp("shards")
-    make_shards(dataset_of(photographs(tmp_path_factory.mktemp("photographs"))), folder)
+    photograph, folder = tmp_path_factory.mktemp("photographs") / "x.png", tmp_path_factory.mktemp("shards")
+    write_png(photograph, np.zeros((16, 16, 3), np.uint8))
+    pairs = StreamPairs(RealISRDataset([photograph], crop_size=16), samples=1)
+    write_shards(pairs, folder, crop_size=16, shard_size=10_000, workers=0)
     return folder
 
 
@@ -62,7 +68,9 @@ def test_what_contradicts_the_store_is_named(store: TextStore) -> None:
 
 
 def test_a_fingerprint_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data.texts_fingerprint is given, but data.texts is not; name the text store"):
+    with pytest.raises(
+        ConfigError, match=r"data.texts_fingerprint is given, but data.texts is not; name the text store"
+    ):
         with_text_settings(config_of(texts_fingerprint="0" * 64))
 
 
@@ -72,7 +80,9 @@ def test_a_folder_that_is_no_store_is_named(tmp_path: Path) -> None:
 
 
 def test_shards_take_no_other_texts(shards: Path, store: TextStore) -> None:
-    with pytest.raises(ConfigError, match=r"data.texts=.* but data.train=.* holds shards, whose texts are prepared with"):
+    with pytest.raises(
+        ConfigError, match=r"data.texts=.* but data.train=.* holds shards, whose texts are prepared with"
+    ):
         with_text_settings(config_of(train=str(shards), texts=str(store.folder)))
 
 
