@@ -105,6 +105,7 @@ class RealISRDataset(Dataset[Sample]):
         self.quarter_turns = quarter_turns
         self.rescale = tuple(rescale)
         self.colour_jitter = colour_jitter
+        self.on_broken = on_broken
         self.cache_bytes = cache_bytes
         self._cache: dict[tuple[Path, float], npt.NDArray[np.uint8]] = {}
         self._cached_bytes = 0

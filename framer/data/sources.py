@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BUNDLED: Final = "bundled"
 # What is done to a photograph before it is degraded, so that a stored pair cannot follow; and files are not skipped.
 _WITHOUT_EFFECT_ON_SHARDS: Final = ("rescale", "colour_jitter", "on_broken")
+_CHANGES_OF_PAIRS: Final = ("horizontal_flip", "quarter_turns")
 
 
 def open_source(data: DataConfig, *, seed: int) -> SampleSource:
@@ -45,7 +46,7 @@ def open_source(data: DataConfig, *, seed: int) -> SampleSource:
         photographs = open_photographs(data, seed=seed)
         if store is None:
             return photographs
-        root = None if data.train == BUNDLED else Path(data.train).expanduser()
+        root = photograph_root(data)
         return CaptionedPhotographs(photographs, store, root=root, null_text_probability=data.null_text_probability)
     return ShardDataset(
         folder,
@@ -61,11 +62,12 @@ def text_folder(data: DataConfig) -> Path | None:
     """The text store of the training images, whether it is there or not; None where all images see one text."""
     if data.texts is not None:
         return Path(data.texts).expanduser()
-    shards = shard_folder(data)
-    if shards is None:
-        # A finished run's shards are perhaps gone; that it had texts is known.
-        return None if data.texts_fingerprint is None else Path(data.train).expanduser() / TEXTS_FOLDER
-    return None if read_manifest(shards).texts is None else shards / TEXTS_FOLDER
+    # The fingerprint tells that a run has texts, even where its shards are no longer there.
+    if data.texts_fingerprint is None:
+        shards = shard_folder(data)
+        if shards is None or read_manifest(shards).texts is None:
+            return None
+    return Path(data.train).expanduser() / TEXTS_FOLDER
 
 
 def open_texts(data: DataConfig) -> TextStore | None:
@@ -105,8 +107,9 @@ def open_photographs(data: DataConfig, *, seed: int) -> RealISRDataset:
     folder = shard_folder(data)
     if folder is not None:
         raise UserError(f"data.train: {folder} holds shards; give the photographs that they were made of")
+    root = photograph_root(data)
     return RealISRDataset(
-        bundled_photographs("train") if data.train == BUNDLED else find_images(Path(data.train).expanduser()),
+        bundled_photographs("train") if root is None else find_images(root),
         crop_size=data.crop_size,
         buckets=[(height, width) for height, width in data.buckets],
         scale=data.scale,
@@ -120,6 +123,11 @@ def open_photographs(data: DataConfig, *, seed: int) -> RealISRDataset:
     )
 
 
+def photograph_root(data: DataConfig) -> Path | None:
+    """The folder that ``data.train`` names and photographs are searched in; None for the bundled ones."""
+    return None if data.train == BUNDLED else Path(data.train).expanduser()
+
+
 def shard_folder(data: DataConfig) -> Path | None:
     """The folder of shards that ``data.train`` names, or None."""
     folder = Path(data.train).expanduser()
@@ -128,6 +136,9 @@ def shard_folder(data: DataConfig) -> Path | None:
 
 def with_shard_settings(config: TrainConfig) -> TrainConfig:
     """Takes crop sizes, scale, degradation and fingerprint from the manifest, where ``data.train`` names shards.
+
+    Pairs that have latents are not mirrored or turned. Settings that only the making of shards follows are accepted
+    where they are those that the shards were made with, so that one file can prepare and train.
 
     Args:
         config: The configuration as the user gave it.
@@ -165,8 +176,17 @@ def with_shard_settings(config: TrainConfig) -> TrainConfig:
     problems += [
         f"data.{name}={getattr(config.data, name)} (has no effect on shards; it belongs to the command that makes them)"
         for name in _WITHOUT_EFFECT_ON_SHARDS
-        if getattr(config.data, name) != DataConfig.model_fields[name].default
+        if getattr(config.data, name)
+        not in (DataConfig.model_fields[name].default, manifest.made_from.get(f"data.{name}"))
     ]
+    if manifest.latents is not None:
+        problems += [
+            f"data.{name}=true (the shards have latents, which can be neither mirrored nor turned; set it to false, or "
+            "prepare shards without --vae)"
+            for name in _CHANGES_OF_PAIRS
+            if name in config.data.model_fields_set and getattr(config.data, name)
+        ]
+        own |= dict.fromkeys(_CHANGES_OF_PAIRS, False)
     if problems:
         raise ConfigError(f"{folder / MANIFEST_FILE} contradicts the configuration: {'; '.join(problems)}")
     content = config.model_dump()

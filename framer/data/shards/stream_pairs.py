@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,25 @@ from framer.data.dataset import RealISRDataset
 from framer.data.shards.manifest import LatentsRecord, LicenceRecord, TextsRecord
 from framer.data.shards.pairs import EncodedPair, encoded_pair, png_bytes
 from framer.data.shards.verify import file_sha256
+from framer.data.texts.keys import photograph_key
 from framer.extras import require
+
+if TYPE_CHECKING:
+    from framer.data.texts.store import TextStore
 
 # Other versions of these can give other pixels.
 _LIBRARIES: Final = ("numpy", "cv2", "scipy")
+
+
+class PhotographTexts(NamedTuple):
+    """Texts of photographs."""
+
+    captions: Mapping[str, str]
+    """By the photograph's key, see ``framer.data.texts.keys``."""
+    store: TextStore | None
+    """Their embeddings; None where they were not embedded."""
+    root: Path | None
+    """What keys are relative to."""
 
 
 class StreamPairs:
@@ -33,6 +48,7 @@ class StreamPairs:
     Args:
         dataset: The photographs.
         samples: How many samples of the stream.
+        texts: Texts of all photographs; None where there are none.
         licences: Under which terms the photographs are used.
 
     Raises:
@@ -40,7 +56,14 @@ class StreamPairs:
         ValueError: `samples` is not positive.
     """
 
-    def __init__(self, dataset: RealISRDataset, *, samples: int, licences: Sequence[LicenceRecord] = ()) -> None:
+    def __init__(
+        self,
+        dataset: RealISRDataset,
+        *,
+        samples: int,
+        texts: PhotographTexts | None = None,
+        licences: Sequence[LicenceRecord] = (),
+    ) -> None:
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         self._dataset = dataset
@@ -50,9 +73,10 @@ class StreamPairs:
         self.buckets = dataset.buckets
         self.rows = [int(count) for count in np.bincount(self._places[:, 0], minlength=len(self.buckets))]
         self.latents: LatentsRecord | None = None
-        self.texts: TextsRecord | None = None
+        self._texts = texts
+        self.texts = None if texts is None or texts.store is None else _texts_record(texts.store)
         self.licences = list(licences)
-        self.made_from = _made_from(dataset)
+        self.made_from = _made_from(dataset) | ({} if texts is None else _texts_made_from(texts))
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -66,7 +90,17 @@ class StreamPairs:
         """
         bucket, place, number = (int(value) for value in self._places[row])
         sample = self._dataset.sample(bucket, place, number)
-        return encoded_pair(number, hr=_png(sample["hr"]), lr=_png(sample["lr"]), name=sample["name"])
+        caption, text = self._text_of(self._dataset.photograph_at(bucket, place))
+        hr, lr = _png(sample["hr"]), _png(sample["lr"])
+        return encoded_pair(number, hr=hr, lr=lr, name=sample["name"], caption=caption, text=text)
+
+    def _text_of(self, photograph: Path) -> tuple[str | None, int | None]:
+        """A photograph's text and the row of its embeddings."""
+        if self._texts is None:
+            return None, None
+        key = photograph_key(photograph, self._texts.root)
+        store = self._texts.store
+        return self._texts.captions[key], None if store is None else store.row_of(key)
 
 
 def _places(dataset: RealISRDataset, samples: int) -> npt.NDArray[np.int64]:
@@ -93,9 +127,24 @@ def _made_from(dataset: RealISRDataset) -> dict[str, Any]:
         "data.quarter_turns": dataset.quarter_turns,
         "data.rescale": list(dataset.rescale),
         "data.colour_jitter": dataset.colour_jitter,
+        "data.on_broken": dataset.on_broken,
         "margin": dataset.margin,
     }
     return made_from | {name: str(require(name, extra="train").__version__) for name in _LIBRARIES}
+
+
+def _texts_record(store: TextStore) -> TextsRecord:
+    return TextsRecord(
+        fingerprint=store.fingerprint, tokens=store.tokens, prompt=store.sizes.prompt, pooled=store.sizes.pooled
+    )
+
+
+def _texts_made_from(texts: PhotographTexts) -> dict[str, Any]:
+    captions = json.dumps(dict(texts.captions), sort_keys=True)
+    return {
+        "captions": f"SHA-256 {hashlib.sha256(captions.encode()).hexdigest()}",
+        "texts": None if texts.store is None else f"fingerprint {texts.store.fingerprint}",
+    }
 
 
 def _digest_of_photographs(paths: Sequence[Path]) -> str:
