@@ -248,8 +248,9 @@ class _Checks(Dataset[CheckedRecord]):
         lr, lr_size = images[LR], CropSize(*images[LR].shape[:2])
         scale = next((s for s in SCALES if (lr_size.height * s, lr_size.width * s) == size), None)
         if scale is None:
-            expected = "one " + ", ".join(f"1/{s}" for s in SCALES) + " of it"
-            problems.append(Problem(_SIZES, f"{record.name}: lr has {_wxh(lr_size)}, gt {_wxh(size)}, not {expected}"))
+            expected = " or ".join(f"1/{s}" for s in SCALES)
+            detail = f"{record.name}: lr has {_wxh(lr_size)}, gt {_wxh(size)}; expected {expected} of that"
+            problems.append(Problem(_SIZES, detail))
         elif self.content_check:
             if shows_another_image(gt, lr):
                 problems.append(Problem(_OTHER_IMAGE, record.name))

@@ -308,7 +308,7 @@ def test_wrong_images_and_texts_are_named(folder: Path) -> None:
     (folder / "gt" / "0002.png").write_bytes(b"")
     (folder / "prompt_txt" / "0003.txt").write_bytes(b"caf\xe9")
     message = refusal(folder, content_check=False)
-    assert "a: lr has 30x30, gt 64x64, not one 1/2, 1/4, 1/8 of it" in message
+    assert "a: lr has 30x30, gt 64x64; expected 1/2 or 1/4 or 1/8 of that" in message
     assert "pairs with another factor than the 4 of most:\n    b (2)" in message
     assert "0001: sr_bicubic has 64x32, gt 64x64" in message
     assert "0002.png: the file is empty (0 bytes)" in message
