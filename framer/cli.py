@@ -34,7 +34,7 @@ COMMANDS: Final[dict[str, str]] = {
     "evaluate": "framer.evaluation.command",
     "export": "framer.training.export_checkpoint",
     "plan": "framer.planning.command",
-    "shard": "framer.data.shards.command",
+    "prepare": "framer.data.shards.command",
     "train": "framer.training.command",
 }
 

@@ -45,7 +45,7 @@ def verify_shards(folder: Path) -> ShardManifest:
     if problems:
         listing = "\n  ".join(problems)
         raise UserError(
-            f"{len(problems)} of {len(manifest.shards)} shards are damaged; run the same 'framer shard' command again "
-            f"to make them anew:\n  {listing}"
+            f"{len(problems)} of {len(manifest.shards)} shards are damaged; run the same 'framer prepare' command "
+            f"again to make them anew:\n  {listing}"
         )
     return manifest
