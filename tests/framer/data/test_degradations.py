@@ -334,4 +334,4 @@ def test_target_is_sharpened_only_where_the_preset_says_so() -> None:
 )
 def test_impossible_images(image: np.ndarray, scale: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        degrade(image, PRESETS["light"], _rng(), scale=scale)
+        degrade(image, PRESETS["heavy"], _rng(), scale=scale)
