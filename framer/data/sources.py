@@ -46,11 +46,8 @@ def open_photographs(data: DataConfig, *, seed: int) -> RealISRDataset:
     Raises:
         UserError: The folder is missing or empty, or holds shards, or photographs are broken or smaller than the crop.
     """
-    folder = shard_folder(data)
-    if folder is not None:
-        raise UserError(f"data.train: {folder} holds shards; give the photographs that they were made of")
     return RealISRDataset(
-        bundled_photographs("train") if data.train == BUNDLED else find_images(Path(data.train).expanduser()),
+        photograph_files(data),
         crop_size=data.crop_size,
         buckets=[(height, width) for height, width in data.buckets],
         scale=data.scale,
@@ -62,6 +59,18 @@ def open_photographs(data: DataConfig, *, seed: int) -> RealISRDataset:
         colour_jitter=data.colour_jitter,
         on_broken=data.on_broken,
     )
+
+
+def photograph_files(data: DataConfig) -> list[Path]:
+    """Lists the photographs of ``data.train``, unopened.
+
+    Raises:
+        UserError: The folder is missing or empty, or holds shards.
+    """
+    folder = shard_folder(data)
+    if folder is not None:
+        raise UserError(f"data.train: {folder} holds shards; give the photographs that they were made of")
+    return bundled_photographs("train") if data.train == BUNDLED else find_images(Path(data.train).expanduser())
 
 
 def shard_folder(data: DataConfig) -> Path | None:

@@ -122,7 +122,7 @@ def _filtered(image: Tensor, kernel: npt.NDArray[np.float32]) -> Tensor:
     padded = padded.index_select(2, _mirrored(width, radius).to(image.device))
     size = (fast_length(height + 2 * radius, real=True), fast_length(width + 2 * radius, real=True))
     spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(torch.from_numpy(kernel).to(image.device), s=size)
-    wrapped = torch.fft.irfft2(spectrum, s=size)
+    wrapped: Tensor = torch.fft.irfft2(spectrum, s=size)
     # What wraps around falls into the padding, which is cut off.
     return wrapped[:, 2 * radius : 2 * radius + height, 2 * radius : 2 * radius + width]
 
@@ -141,7 +141,8 @@ def _resized(image: Tensor, draw: ResizeDraw) -> Tensor:
         return _averaged(_averaged(image, 1, draw.size[0]), 2, draw.size[1])
     # Without antialiasing, torch's interpolation is OpenCV's: pixel centres, clamped borders, and a = -0.75 of bicubic.
     mode = "bilinear" if draw.mode == "linear" else "bicubic"
-    return F.interpolate(image[None], draw.size, mode=mode, align_corners=False, antialias=False)[0]
+    resized: Tensor = F.interpolate(image[None], draw.size, mode=mode, align_corners=False, antialias=False)
+    return resized[0]
 
 
 def _averaged(image: Tensor, axis: int, length: int) -> Tensor:

@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard-size", type=parse_size, default="256MB", help="size of a shard, default 256MB")
     parser.add_argument("--workers", type=int, help="processes that make samples; data.workers by default")
     parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare the hashes of all shards in a folder")
+    parser.add_argument(
+        "--preview",
+        type=Path,
+        metavar="PNG",
+        help="write a picture of what every degradation makes of some of the photographs, and nothing else",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.crop_size=512")
 
 
@@ -39,6 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
         manifest = verify_shards(folder)
         sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards are intact\n")
         return 0
+    if arguments.preview is not None:
+        if arguments.config is None:
+            raise UserError("--preview needs --config, whose photographs, seed, data.crop_size and data.scale it uses")
+        return _write_preview(
+            arguments.preview.expanduser(), load_config(TrainConfig, arguments.config, arguments.overrides)
+        )
     if arguments.config is None or arguments.output is None or arguments.samples is None:
         raise UserError("give --config, --output and --samples to write shards, or --verify to check them")
     if arguments.samples < 1:
@@ -60,6 +72,21 @@ def run(arguments: argparse.Namespace) -> int:
     )
     size = sum(shard.bytes for shard in manifest.shards)
     sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB\n")
+    return 0
+
+
+def _write_preview(path: Path, config: TrainConfig) -> int:
+    from framer.data.preview import write_preview
+    from framer.data.sources import photograph_files
+
+    shown = write_preview(
+        path,
+        photograph_files(config.data),
+        crop_size=config.data.crop_size,
+        scale=config.data.scale,
+        seed=config.seed,
+    )
+    sys.stdout.write(f"{path}: {shown}\n")
     return 0
 
 
