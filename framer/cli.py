@@ -33,7 +33,7 @@ class Command(Protocol):
 COMMANDS: Final[dict[str, str]] = {
     "export": "framer.training.export_checkpoint",
     "plan": "framer.planning.command",
-    "shard": "framer.data.shards.command",
+    "prepare": "framer.data.shards.command",
     "train": "framer.training.command",
 }
 
