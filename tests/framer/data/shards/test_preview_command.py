@@ -35,9 +35,10 @@ def test_writes_the_sheet_of_the_configuration_and_nothing_else(
 
 def test_what_is_missing_is_said(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = str(tmp_path / "sheet.png")
+    large = ("data.crop_size=4096", "evaluation.crop_size=4096")
     assert main(["prepare", "--preview", sheet]) == 2
     assert "--preview needs --config" in capsys.readouterr().err
     assert main(["prepare", "--config", str(config), "--preview", sheet, "data.train=/no/such/folder"]) == 2
     assert "image folder /no/such/folder does not exist" in capsys.readouterr().err
-    assert main(["prepare", "--config", str(config), "--preview", sheet, "data.crop_size=4096"]) == 2
+    assert main(["prepare", "--config", str(config), "--preview", sheet, *large]) == 2
     assert "pixels are too few for crops of 4096x4096 pixels" in capsys.readouterr().err
