@@ -40,7 +40,7 @@ class CaptionedPhotographs(Dataset[Sample]):
         from framer.data.texts.keys import first_names, photographs_by_key
 
         keyed = photographs_by_key(photographs.paths, root)
-        missing = [key for key in keyed if key not in store.rows]
+        missing = [key for key in keyed if key not in store.keys]
         if missing:
             raise UserError(
                 f"data.texts: {len(missing)} of {len(keyed)} photographs have no text in {store.folder}: "

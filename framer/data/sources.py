@@ -62,12 +62,12 @@ def text_folder(data: DataConfig) -> Path | None:
     """The text store of the training images, whether it is there or not; None where all images see one text."""
     if data.texts is not None:
         return Path(data.texts).expanduser()
-    folder = shard_folder(data)
-    if folder is None:
-        return None
-    # Where the fingerprint is known, as to a run that has begun, the manifest need not be read for it.
-    has_texts = data.texts_fingerprint is not None or read_manifest(folder).texts is not None
-    return folder / TEXTS_FOLDER if has_texts else None
+    # The fingerprint tells that a run has texts, even where its shards are no longer there.
+    if data.texts_fingerprint is None:
+        shards = shard_folder(data)
+        if shards is None or read_manifest(shards).texts is None:
+            return None
+    return Path(data.train).expanduser() / TEXTS_FOLDER
 
 
 def open_texts(data: DataConfig) -> TextStore | None:

@@ -102,5 +102,6 @@ def check_latents(config: TrainConfig) -> None:
     if found != latents.vae_sha256:
         raise UserError(
             f"model.vae: the autoencoder in {config.model.vae} (SHA-256 {found[:12]}...) is not the one that made the "
-            f"latents in {folder} ({latents.vae_sha256[:12]}...); name that one's folder, or prepare shards with this one"
+            f"latents in {folder} ({latents.vae_sha256[:12]}...); name that one's folder, or prepare shards with this "
+            "one"
         )
