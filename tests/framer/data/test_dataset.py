@@ -142,6 +142,7 @@ def test_batches_do_not_depend_on_workers(workers: int) -> None:
             assert batch["name"][place] == expected["name"]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("degradation", ["heavy", "light", "stablesr"])
 def test_all_bytes_are_the_same_for_any_workers_and_batch_size(degradation: str) -> None:
     dataset = _dataset(
