@@ -1,10 +1,10 @@
-"""The degradation on batches of tensors, on any device: the same draws as on the CPU, the same images.
+"""The degradation on batches of tensors, on any device, by the draws that OpenCV's path takes too.
 
 Every image of a batch is computed by calls of its own, since sizes and kernels differ from one to the next; so its
 result does not depend on the others, bit for bit. Filters are products of Fourier transforms: on a CPU ten times as
 fast as torch's convolution at the widest kernels, and on a GPU not touched by reduced precision. JPEG is OpenCV's and
-noise is NumPy's, both on the CPU, so that a device changes nothing; kornia has JPEG as a differentiable approximation
-and draws its noise on the device, and was left out for both.
+noise is NumPy's, both on the CPU, so that a device changes no more than last digits; kornia has JPEG as a
+differentiable approximation and draws its noise on the device, and was left out for both.
 """
 
 from __future__ import annotations
