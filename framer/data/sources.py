@@ -104,12 +104,8 @@ def open_photographs(data: DataConfig, *, seed: int) -> RealISRDataset:
     Raises:
         UserError: The folder is missing or empty, or holds shards, or photographs are broken or smaller than the crop.
     """
-    folder = shard_folder(data)
-    if folder is not None:
-        raise UserError(f"data.train: {folder} holds shards; give the photographs that they were made of")
-    root = photograph_root(data)
     return RealISRDataset(
-        bundled_photographs("train") if root is None else find_images(root),
+        photograph_files(data),
         crop_size=data.crop_size,
         buckets=[(height, width) for height, width in data.buckets],
         scale=data.scale,
@@ -121,6 +117,19 @@ def open_photographs(data: DataConfig, *, seed: int) -> RealISRDataset:
         colour_jitter=data.colour_jitter,
         on_broken=data.on_broken,
     )
+
+
+def photograph_files(data: DataConfig) -> list[Path]:
+    """Lists the photographs of ``data.train``, unopened.
+
+    Raises:
+        UserError: The folder is missing or empty, or holds shards.
+    """
+    folder = shard_folder(data)
+    if folder is not None:
+        raise UserError(f"data.train: {folder} holds shards; give the photographs that they were made of")
+    root = photograph_root(data)
+    return bundled_photographs("train") if root is None else find_images(root)
 
 
 def photograph_root(data: DataConfig) -> Path | None:

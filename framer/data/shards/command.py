@@ -52,14 +52,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", type=Path, metavar="FOLDER", help="compare the hashes of all shards and texts in a folder"
     )
+    parser.add_argument(
+        "--preview",
+        type=Path,
+        metavar="PNG",
+        help="write a picture of what every degradation makes of some of the photographs, and nothing else",
+    )
+    parser.add_argument(
+        "--evaluation-pairs",
+        type=Path,
+        metavar="FOLDER",
+        help="write the whole photographs of data.evaluation as FOLDER/hr and, degraded, as FOLDER/lr, and nothing else",
+    )
     add_layout_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.crop_size=512")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes or verifies shards; the exit status."""
+    """Writes or verifies shards, or shows degradations; the exit status."""
     if arguments.verify is not None:
         return _verify(arguments.verify.expanduser())
+    if arguments.preview is not None:
+        return _preview(arguments)
+    if arguments.evaluation_pairs is not None:
+        return _evaluation_pairs(arguments)
     _check(arguments)
     config = None if arguments.config is None else load_config(TrainConfig, arguments.config, arguments.overrides)
     folder: Path = arguments.output.expanduser()
@@ -111,6 +127,20 @@ def _verify(folder: Path) -> int:
         texts = f", and {len(open_shard_texts(folder, manifest.texts))} texts,"
     shards = f"{manifest.samples} samples in {len(manifest.shards)} shards"
     sys.stdout.write(f"{folder}: {shards}{texts} are intact\n")
+    return 0
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    if arguments.config is None:
+        raise UserError("--preview needs --config, whose photographs, seed, data.crop_size and data.scale it uses")
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.data.preview import write_preview
+    from framer.data.sources import photograph_files
+
+    path = arguments.preview.expanduser()
+    data = config.data
+    shown = write_preview(path, photograph_files(data), crop_size=data.crop_size, scale=data.scale, seed=config.seed)
+    sys.stdout.write(f"{path}: {shown}\n")
     return 0
 
 
