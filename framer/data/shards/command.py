@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from framer.data.shards.licences import UNKNOWN_LICENCE
     from framer.data.shards.writer import check_output
 
-    check_output(folder)
+    _check_earlier(check_output(folder), arguments)
     device = _device(arguments.device)
     encoder = _latent_encoder(arguments, device)
     manifest = _write(arguments, config, folder, encoder, device)
@@ -88,6 +88,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--licence must not be empty; leave it out where the licence is unknown")
 
 
+def _check_earlier(earlier: ShardManifest | None, arguments: argparse.Namespace) -> None:
+    # Texts come before the shards: without this, they would be written beside shards that are then refused.
+    if earlier is not None and arguments.captions is not None and "captions" not in earlier.made_from:
+        raise UserError(
+            f"--output {arguments.output} holds shards that were made without --captions; give another folder, or "
+            "remove this one"
+        )
+
+
 def _verify(folder: Path) -> int:
     from framer.data.shards.manifest import TEXTS_FOLDER
     from framer.data.shards.reader import open_shard_texts
@@ -98,8 +107,8 @@ def _verify(folder: Path) -> int:
     if manifest.texts is not None:
         from framer.data.texts.store import verify_text_store
 
-        open_shard_texts(folder, manifest.texts)
-        texts = f", and {len(verify_text_store(folder / TEXTS_FOLDER))} texts,"
+        verify_text_store(folder / TEXTS_FOLDER)
+        texts = f", and {len(open_shard_texts(folder, manifest.texts))} texts,"
     shards = f"{manifest.samples} samples in {len(manifest.shards)} shards"
     sys.stdout.write(f"{folder}: {shards}{texts} are intact\n")
     return 0

@@ -216,7 +216,7 @@ def parse_manifest(path: Path) -> ShardManifest:
     except ValidationError as error:
         problems = error.errors(include_url=False)
         version = next((problem["input"] for problem in problems if problem["loc"] == ("format_version",)), None)
-        if isinstance(version, int):
+        if type(version) is int:
             raise UserError(
                 f"{path} is of format {version}, but this version of framer reads format {FORMAT_VERSION}; make the "
                 "shards anew in another folder with 'framer prepare'"

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from family_folders import autoencoder
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
 from framer.data.dataset import RealISRDataset
 from framer.data.images import write_png
+from framer.data.shards.latents import LatentEncoder
 from framer.data.shards.manifest import MANIFEST_FILE, read_manifest
 from framer.data.shards.reader import ShardDataset
 from framer.data.shards.stream_pairs import StreamPairs
@@ -105,6 +108,34 @@ def test_settings_that_contradict_the_shards_are_named(bucketed: Path, given: di
         with_shard_settings(_config(train=str(bucketed), **given))
     assert named in str(caught.value)
     assert str(bucketed / MANIFEST_FILE) in str(caught.value)
+
+
+@pytest.mark.parametrize("made_with", [{"rescale": [1.0, 0.9]}, {"colour_jitter": True}, {"on_broken": "skip"}])
+def test_one_file_prepares_and_trains(photos: Path, tmp_path: Path, made_with: dict[str, Any]) -> None:
+    _shards(photos, tmp_path, **made_with)
+    config = with_shard_settings(_config(train=str(tmp_path), **made_with))
+    assert with_shard_settings(config) == config
+    other = {"rescale": [0.5], "colour_jitter": True, "on_broken": "skip"} | dict.fromkeys(made_with, None)
+    for name, value in other.items():
+        if value is not None:
+            with pytest.raises(ConfigError, match=rf"data\.{name}=.* \(has no effect on shards"):
+                with_shard_settings(_config(train=str(tmp_path), **{name: value}))
+
+
+def test_pairs_with_latents_are_neither_mirrored_nor_turned(photos: Path, tmp_path: Path) -> None:
+    encoder = LatentEncoder(autoencoder(tmp_path / "vae"), dtype="fp32", device=torch.device("cpu"))
+    dataset = RealISRDataset(sorted(photos.glob("*.png")), crop_size=24)
+    write_shards(
+        StreamPairs(dataset, samples=2), tmp_path / "out", crop_size=24, shard_size=10**6, workers=0, encoder=encoder
+    )
+    data = {"train": str(tmp_path / "out")}
+    config = with_shard_settings(_config(**data))
+    assert (config.data.horizontal_flip, config.data.quarter_turns) == (False, False)
+    assert with_shard_settings(config) == config
+    assert open_source(config.data, seed=0).sample(0, 0, 0).keys() >= {"hr_latents_mean", "lr_latents_mean"}
+    for name in ("horizontal_flip", "quarter_turns"):
+        with pytest.raises(ConfigError, match=rf"data\.{name}=true \(the shards have latents, which can be neither"):
+            with_shard_settings(_config(**data, **{name: True}))
 
 
 def test_all_contradictions_are_told_at_once(bucketed: Path) -> None:
