@@ -207,7 +207,8 @@ def with_text_settings(config: TrainConfig) -> TrainConfig:
     """Takes the number of tokens and the fingerprint from the text store, where images have texts of their own.
 
     Args:
-        config: The configuration as :func:`with_shard_settings` gives it.
+        config: The configuration as the user gave it; not yet with :func:`with_shard_settings`, after which everything
+            counts as given.
 
     Returns:
         The same configuration with the store's own values where none were given; ``config`` itself without texts.
@@ -237,7 +238,7 @@ def with_text_settings(config: TrainConfig) -> TrainConfig:
         problems.append(f"data.texts_fingerprint={data.texts_fingerprint} (the texts have {store.fingerprint})")
     if problems:
         raise ConfigError(f"{store.folder} contradicts the configuration: {'; '.join(problems)}")
-    content = config.model_dump()
-    content["model"]["text_tokens"] = store.tokens
-    content["data"]["texts_fingerprint"] = store.fingerprint
+    content = config.model_dump(exclude_unset=True)
+    content["model"] = {**content.get("model", {}), "text_tokens": store.tokens}
+    content["data"] = {**content.get("data", {}), "texts_fingerprint": store.fingerprint}
     return build_config(TrainConfig, content, source=f"with the settings of {store.folder}")

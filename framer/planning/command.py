@@ -55,10 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     from framer.planning.report import PlanReport, draw_plans, render_json, render_text
     from framer.planning.settings import shown_settings
 
-    config = with_shard_settings(config)
     texts = text_folder(config.data)
     if texts is not None and texts.is_dir():
         config = with_text_settings(config)
+    config = with_shard_settings(config)
     budget = int(memory * (1 - arguments.reserve))
     planner = Planner(config, world_size=arguments.gpus)
     report = PlanReport(

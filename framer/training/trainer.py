@@ -84,7 +84,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config = with_text_settings(with_shard_settings(config))
+        self.config = config = with_shard_settings(with_text_settings(config))
         self.folder = RunFolder(Path(config.output_dir).expanduser())
         check_latents(config)
         self.dataset = build_dataset(config)

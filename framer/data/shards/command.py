@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     from framer.data.shards.licences import UNKNOWN_LICENCE
     from framer.data.shards.writer import check_output
 
-    check_output(folder)
+    _check_earlier(check_output(folder), arguments)
     device = _device(arguments.device)
     encoder = _latent_encoder(arguments, device)
     if config is None:
@@ -111,6 +111,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--latents-dtype is of the latents that --vae stores; give --vae too")
     if arguments.licence is not None and not arguments.licence.strip():
         raise UserError("--licence must not be empty; leave it out where the licence is unknown")
+
+
+def _check_earlier(earlier: ShardManifest | None, arguments: argparse.Namespace) -> None:
+    # Texts come before the shards: without this, they would be written beside shards that are then refused.
+    if earlier is not None and arguments.captions is not None and "captions" not in earlier.made_from:
+        raise UserError(
+            f"--output {arguments.output} holds shards that were made without --captions; give another folder, or "
+            "remove this one"
+        )
 
 
 def _verify(folder: Path) -> int:

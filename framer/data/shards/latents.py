@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,6 +23,8 @@ from framer.models.latents import Moments, VaeLatents, build_latents, latent_sha
 _DTYPES: Final[dict[LatentsDtype, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16}
 # Other versions of these can give other moments.
 _LIBRARIES: Final = ("torch", "diffusers")
+# On a CPU, work that is split among another number of threads gives other last bits.
+_THREADS: Final = 4
 
 
 class StoredLatents(NamedTuple):
@@ -36,8 +40,8 @@ class StoredLatents(NamedTuple):
 class LatentEncoder:
     """Makes the moments of pairs, in float32.
 
-    One image at a time: the results of a batch differ in the last bits with its size, and the bytes of shards must not
-    depend on how samples were grouped.
+    One image at a time and always with as many threads: the last bits of a result differ with the size of the batch and
+    the number of threads, and the bytes of shards must depend on neither.
 
     Args:
         folder: The autoencoder, a diffusers ``AutoencoderKL``. Its weights are read when the first pair is encoded.
@@ -99,7 +103,8 @@ class LatentEncoder:
             UserError: The autoencoder gives numbers that are not finite or too large for the stored dtype; or its
                 weights cannot be loaded.
         """
-        of_hr, of_lr = self._moments(hr), self._moments(lr_upsampled)
+        with _fixed_threads():
+            of_hr, of_lr = self._moments(hr), self._moments(lr_upsampled)
         stored = StoredLatents(of_hr.mean, of_hr.logvar, of_lr.mean, of_lr.logvar)
         files = {name: tensor[0].to(_DTYPES[self.record.dtype]).cpu() for name, tensor in stored._asdict().items()}
         for name, tensor in files.items():
@@ -148,6 +153,16 @@ def read_latents(data: bytes, record: LatentsRecord, size: CropSize, where: str)
         if not tensor.isfinite().all():
             raise UserError(f"{where} is damaged: {name} holds numbers that are not finite")
     return StoredLatents(*(found[name].float() for name in StoredLatents._fields))
+
+
+@contextmanager
+def _fixed_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _of_option(error: UserError) -> UserError:

@@ -84,10 +84,9 @@ def write_shards(
 ) -> ShardManifest:
     """Writes all pairs of a source into a folder of shards.
 
-    The bytes depend on the arguments but for ``workers``. Each shard holds samples of one
-    bucket. A shard appears under its name when it is complete and on disk, and the manifest after all shards; a call
-    that was interrupted is finished by another one with the same arguments, which keeps the shards whose hashes are
-    right.
+    The bytes depend on the arguments but for ``workers``. Each shard holds samples of one bucket. A shard appears under
+    its name when it is complete and on disk, and the manifest after all shards; a call that was interrupted is finished
+    by another one with the same arguments, which keeps the shards whose hashes are right.
 
     Args:
         source: The pairs.

@@ -148,6 +148,16 @@ def test_captions_that_are_missing_are_named(config: Path, tmp_path: Path, capsy
     assert "photo1" in capsys.readouterr().err
 
 
+def test_texts_are_not_written_beside_shards_without(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _shard(config, tmp_path / "shards") == 0
+    before = contents(tmp_path / "shards")
+    assert _shard(config, tmp_path / "shards", "--captions", "null", "--text-encoder", "/no/such") == 2
+    assert "holds shards that were made without --captions" in capsys.readouterr().err
+    assert contents(tmp_path / "shards") == before
+
+
 def test_an_unknown_licence_is_said(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _shard(config, tmp_path / "shards") == 0
     assert "the licence of the photographs is noted as unknown; --licence says it" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from family_folders import LATENT_CHANNELS, autoencoder
 from safetensors.torch import load, save
 from shard_cases import contents, dataset_of, make_shards
@@ -88,12 +89,37 @@ def test_the_bytes_do_not_depend_on_the_workers(
     assert contents(_make(photos, tmp_path, vae, workers=workers)) == contents(shards)
 
 
-def test_a_damaged_shard_is_made_again_with_the_same_bytes(
+def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path) -> None:
+    # As wide as it takes for the results of plain calls to differ with the threads.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 64, 128, 128),
+            latent_channels=16,
+        ).save_pretrained(tmp_path)
+    encoder = LatentEncoder(tmp_path, dtype="fp32", device=CPU)
+    image = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(1))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(encoder.encode(image, image, "sample"))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
+def test_damaged_shards_are_made_again_with_the_same_bytes(
     photos: list[Path], shards: Path, vae: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(shards, tmp_path / "out")
-    (folder / "000001.tar").write_bytes(b"")
-    assert contents(_make(photos, folder, vae)) == contents(shards)
+    # With an intact one between them, so that workers are started anew after the autoencoder has run.
+    for name in ("000000.tar", "000002.tar"):
+        (folder / name).write_bytes(b"")
+    assert contents(_make(photos, folder, vae, workers=1)) == contents(shards)
 
 
 def test_another_autoencoder_or_dtype_is_refused(photos: list[Path], shards: Path, vae: Path, tmp_path: Path) -> None:
