@@ -132,6 +132,17 @@ def photograph_files(data: DataConfig) -> list[Path]:
     return bundled_photographs("train") if root is None else find_images(root)
 
 
+def evaluation_files(data: DataConfig) -> list[Path]:
+    """Lists the photographs of ``data.evaluation``, unopened.
+
+    Raises:
+        UserError: The folder is missing or empty.
+    """
+    if data.evaluation == "heldout" or data.evaluation == "validation":
+        return bundled_photographs(data.evaluation)
+    return find_images(Path(data.evaluation).expanduser())
+
+
 def photograph_root(data: DataConfig) -> Path | None:
     """The folder that ``data.train`` names and photographs are searched in; None for the bundled ones."""
     return None if data.train == BUNDLED else Path(data.train).expanduser()

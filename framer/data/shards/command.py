@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluation-pairs",
         type=Path,
         metavar="FOLDER",
-        help="write the whole photographs of data.evaluation as FOLDER/hr and, degraded, as FOLDER/lr, and nothing else",
+        help="write whole photographs of data.evaluation to FOLDER/hr and degraded ones to FOLDER/lr, and nothing else",
     )
     add_layout_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.crop_size=512")
@@ -150,6 +150,28 @@ def _preview(arguments: argparse.Namespace) -> int:
     data = config.data
     shown = write_preview(path, photograph_files(data), crop_size=data.crop_size, scale=data.scale, seed=config.seed)
     sys.stdout.write(f"{path}: {shown}\n")
+    return 0
+
+
+def _evaluation_pairs(arguments: argparse.Namespace) -> int:
+    if arguments.config is None:
+        raise UserError(
+            "--evaluation-pairs needs --config, whose data.evaluation, data.scale, data.degradation and "
+            "evaluation.seed it uses"
+        )
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.data.evaluation_pairs import HR_FOLDER, LR_FOLDER, write_evaluation_pairs
+    from framer.data.sources import evaluation_files
+
+    folder: Path = arguments.evaluation_pairs.expanduser()
+    pairs = write_evaluation_pairs(
+        evaluation_files(config.data),
+        folder,
+        scale=config.data.scale,
+        degradation=config.data.degradation,
+        seed=config.evaluation.seed,
+    )
+    sys.stdout.write(f"{folder}: {pairs} photographs in {HR_FOLDER}, the same degraded in {LR_FOLDER}\n")
     return 0
 
 

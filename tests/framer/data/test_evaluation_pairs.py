@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from framer.cli import main
 from framer.data.dataset import heldout_pairs
 from framer.data.evaluation_pairs import write_evaluation_pairs
 from framer.data.images import read_image, write_png
@@ -61,3 +62,17 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="empty"):
         write_evaluation_pairs([], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_takes_the_evaluation_photographs_of_a_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph(tmp_path / "in" / "a.png", 32, 48)
+    config = tmp_path / "config.yaml"
+    config.write_text("output_dir: run\n")
+    arguments = ["prepare", "--config", str(config), "--evaluation-pairs", str(tmp_path / "out")]
+    assert main([*arguments, f"data.evaluation={tmp_path / 'in'}"]) == 0
+    assert "1 photographs in hr" in capsys.readouterr().out
+    assert read_image(tmp_path / "out/lr/a.png").shape == (8, 12, 3)
+    assert main([*arguments, "data.evaluation=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
