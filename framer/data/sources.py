@@ -138,8 +138,10 @@ def evaluation_files(data: DataConfig) -> list[Path]:
     Raises:
         UserError: The folder is missing or empty.
     """
-    if data.evaluation == "heldout" or data.evaluation == "validation":
-        return bundled_photographs(data.evaluation)
+    if data.evaluation == "heldout":
+        return bundled_photographs("heldout")
+    if data.evaluation == "validation":
+        return bundled_photographs("validation")
     return find_images(Path(data.evaluation).expanduser())
 
 
