@@ -10,10 +10,11 @@ from typing import Any
 import family_folders
 import numpy as np
 import pytest
+import text_folders
 import torch
 from safetensors.torch import load_file, save_file
 from text_stores import text_store
-from training_runs import read_steps, tiny_config, train_on_ranks
+from training_runs import TINY, read_steps, tiny_config, train_on_ranks
 
 from framer import cli
 from framer.config.loading import load_config
@@ -299,6 +300,32 @@ def test_the_plan_command_takes_the_texts_where_they_are(
 def test_it_can_be_rehearsed(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(parts.config(tmp_path, "shards")), "--dry-run"]) == 0
     assert "the run would start" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_configuration_prepares_and_trains(parts: Parts, tmp_path: Path) -> None:
+    """With real tokenizers and encoders of SD3's kind, as FRAMER_D is trained."""
+    encoders, captions, shards = (
+        text_folders.sd3_texts(tmp_path / "encoders"),
+        tmp_path / "captions",
+        tmp_path / "shards",
+    )
+    captions.mkdir()
+    for number in range(len(SHAPES)):
+        (captions / f"{number}.txt").write_text(f"a photograph of {number} trees")
+    model = {"pretrained": None, "text_tokens": 154, "vae": str(parts.vae)}
+    model["architecture"] = {**TINY["model"]["architecture"], "joint_attention_dim": 24, "pooled_projection_dim": 18}
+    config = str(parts.config(tmp_path, "photographs", model=model, data={"texts": None, "on_broken": "skip"}))
+    prepare = ["--captions", str(captions), "--text-encoder", str(encoders), "--vae", str(parts.vae)]
+    command = ["prepare", "--config", config, "--output", str(shards), "--samples", "12", *prepare]
+    assert cli.main(command) == 0
+    assert main(["--config", config, f"data.train={shards}"]) == 0
+    store = TextStore(shards / "texts")
+    settings = json.loads((tmp_path / "run/export/restoration.json").read_text())
+    assert settings["text_tokens"] == store.tokens == 154
+    # The same photographs, with the shards' texts.
+    photographs = [f"data.texts={shards / 'texts'}", f"output_dir={tmp_path / 'again'}"]
+    assert main(["--config", config, *photographs, "training.max_steps=1", "lr_scheduler.warmup_steps=0"]) == 0
 
 
 @pytest.mark.slow
