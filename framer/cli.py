@@ -33,9 +33,10 @@ class Command(Protocol):
 COMMANDS: Final[dict[str, str]] = {
     "ablate": "framer.ablation.command",
     "analyze": "framer.analysis.paper.command",
+    "evaluate": "framer.evaluation.command",
     "export": "framer.training.export_checkpoint",
     "plan": "framer.planning.command",
-    "shard": "framer.data.shards.command",
+    "prepare": "framer.data.shards.command",
     "train": "framer.training.command",
 }
 

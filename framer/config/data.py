@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from framer.config.base import ConfigSection
-from framer.config.types import NonEmptyText, NonNegativeInt, PositiveInt, integer
+from framer.config.types import Fraction, NonEmptyText, NonNegativeInt, PositiveInt, integer
 
 Degradation = Literal["heavy", "light", "stablesr"]
 
@@ -17,13 +17,20 @@ class DataConfig(ConfigSection):
 
     train: NonEmptyText = "bundled"
     """``bundled`` (the photographs that install with the package), a folder of images, read recursively, or a folder of
-    shards that ``framer shard`` wrote."""
+    shards that ``framer prepare`` wrote."""
     evaluation: NonEmptyText = "heldout"
     """``heldout`` (bundled photographs that nothing is trained or chosen on), ``validation`` (a bundled photograph to
     choose settings on) or a folder of images."""
     shards_fingerprint: NonEmptyText | None = None
     """Fingerprint of the shards that ``train`` names; null takes it from their manifest. So the resolved configuration
     and a run's checkpoints say which shards they are of, and no others are taken for them."""
+    texts: NonEmptyText | None = None
+    """A text store, which gives each photograph of ``train`` the embeddings of its own text; null: all images see one,
+    ``model.text_embeddings``. Shards that were prepared with texts have them already."""
+    texts_fingerprint: NonEmptyText | None = None
+    """Fingerprint of ``texts``, or of the texts in shards; null takes it from the store. As ``shards_fingerprint``."""
+    null_text_probability: Fraction = 0.0
+    """How often a training sample sees the empty text in the place of its own; 0.2 in DiT4SR, 0.5 in PiSA-SR."""
     crop_size: PositiveInt = 64
     """Height and width of a training crop of the high-resolution photograph, in pixels."""
     scale: Annotated[Literal[2, 4, 8], BeforeValidator(integer)] = 4

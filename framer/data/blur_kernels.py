@@ -16,7 +16,9 @@ for the generalised and the plateau kernels.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +96,36 @@ def sinc_kernel(size: int, cutoff: float) -> Kernel:
     return _normalized(kernel)
 
 
+@dataclass(frozen=True)
+class KernelDraw:
+    """The parameters of a drawn kernel; those that its shape does not have stay at their defaults.
+
+    Attributes:
+        shape: The family.
+        size: Odd width in pixels.
+        sigma_x: Standard deviation along the first principal axis, in pixels.
+        sigma_y: Standard deviation along the second; equal to `sigma_x` for isotropic shapes.
+        rotation: Angle of the first principal axis against the image's x axis, in radians.
+        beta: Exponent of generalised Gaussian and plateau kernels.
+        cutoff: Cutoff of a sinc in radians a pixel.
+    """
+
+    shape: KernelShape | Literal["sinc"]
+    size: int
+    sigma_x: float = 0.0
+    sigma_y: float = 0.0
+    rotation: float = 0.0
+    beta: float = 1.0
+    cutoff: float = 0.0
+
+    def weights(self) -> Kernel:
+        """Makes the kernel, ``float32 [size, size]`` with sum 1."""
+        if self.shape == "sinc":
+            return sinc_kernel(self.size, self.cutoff)
+        make = plateau_kernel if self.shape.startswith("plateau") else gaussian_kernel
+        return make(self.size, self.sigma_x, self.sigma_y, self.rotation, beta=self.beta)
+
+
 def _draw_beta(bounds: Range, rng: np.random.Generator) -> float:
     # Either side of 1 is equally likely, however long: 1 is where the kernel is a plain Gaussian.
     low, high = bounds
@@ -101,7 +133,7 @@ def _draw_beta(bounds: Range, rng: np.random.Generator) -> float:
     return float(rng.uniform(low, 1.0) if below else rng.uniform(1.0, high))
 
 
-def draw_kernel(preset: KernelPreset, rng: np.random.Generator) -> Kernel:
+def draw_kernel(preset: KernelPreset, rng: np.random.Generator) -> KernelDraw:
     """Draws a blur kernel.
 
     Args:
@@ -109,23 +141,23 @@ def draw_kernel(preset: KernelPreset, rng: np.random.Generator) -> Kernel:
         rng: Source of every draw.
 
     Returns:
-        ``float32 [size, size]`` with sum 1.
+        The kernel's parameters.
     """
     size = int(rng.choice(preset.sizes))
     if rng.random() < preset.sinc_probability:
         bounds = preset.sinc_cutoff_small if size < preset.small_below else preset.sinc_cutoff_large
-        return sinc_kernel(size, math.pi * rng.uniform(*bounds))
+        return KernelDraw("sinc", size, cutoff=math.pi * rng.uniform(*bounds))
     shape = draw_shape(preset, rng)
     sigma_x = rng.uniform(*preset.sigma)
-    sigma_y, rotation = sigma_x, 0.0
+    sigma_y, rotation, beta = sigma_x, 0.0, 1.0
     if shape.endswith("aniso"):
         sigma_y = rng.uniform(*preset.sigma)
         rotation = rng.uniform(-math.pi, math.pi)
     if shape.startswith("generalized"):
-        return gaussian_kernel(size, sigma_x, sigma_y, rotation, beta=_draw_beta(preset.beta_generalized, rng))
-    if shape.startswith("plateau"):
-        return plateau_kernel(size, sigma_x, sigma_y, rotation, beta=_draw_beta(preset.beta_plateau, rng))
-    return gaussian_kernel(size, sigma_x, sigma_y, rotation)
+        beta = _draw_beta(preset.beta_generalized, rng)
+    elif shape.startswith("plateau"):
+        beta = _draw_beta(preset.beta_plateau, rng)
+    return KernelDraw(shape, size, sigma_x, sigma_y, rotation, beta)
 
 
 def draw_shape(preset: KernelPreset, rng: np.random.Generator) -> KernelShape:

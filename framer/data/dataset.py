@@ -105,6 +105,7 @@ class RealISRDataset(Dataset[Sample]):
         self.quarter_turns = quarter_turns
         self.rescale = tuple(rescale)
         self.colour_jitter = colour_jitter
+        self.on_broken = on_broken
         self.cache_bytes = cache_bytes
         self._cache: dict[tuple[Path, float], npt.NDArray[np.uint8]] = {}
         self._cached_bytes = 0
@@ -165,9 +166,10 @@ class RealISRDataset(Dataset[Sample]):
 
     def photograph_of(self, index: int) -> Path:
         """The photograph that sample `index` is cut from."""
-        return self._photograph(*self._order.locate(index))
+        return self.photograph_at(*self._order.locate(index))
 
-    def _photograph(self, bucket: int, place: int) -> Path:
+    def photograph_at(self, bucket: int, place: int) -> Path:
+        """The photograph at one place of a bucket's stream."""
         members = self._members[bucket]
         epoch, within = divmod(place, len(members))
         order = self._epochs.get(bucket)
@@ -191,7 +193,7 @@ class RealISRDataset(Dataset[Sample]):
             index: The sample's number in the whole stream, which its crop, flip and degradation are drawn from.
         """
         height, width = self.buckets[bucket]
-        path = self._photograph(bucket, place)
+        path = self.photograph_at(bucket, place)
         rng = np.random.default_rng((_SAMPLE, self.seed, index))
         image = self._read(path, self.rescale[int(rng.integers(len(self.rescale)))])
         crop = Crop(
@@ -270,7 +272,7 @@ def heldout_pairs(
                 image,
                 crop,
                 preset,
-                np.random.default_rng((_HELDOUT, seed, zlib.crc32(path.stem.encode()), number)),
+                heldout_draws(path, number, seed=seed),
                 scale=scale,
                 margin=DEFAULT_MARGIN,
                 index=len(samples),
@@ -278,6 +280,11 @@ def heldout_pairs(
             )
             samples.append(sample)
     return samples
+
+
+def heldout_draws(path: Path, number: int, *, seed: int) -> np.random.Generator:
+    """What the degradation of one crop of a held-out photograph is drawn from: seed, file name and crop alone."""
+    return np.random.default_rng((_HELDOUT, seed, zlib.crc32(path.stem.encode()), number))
 
 
 def _spread_crops(image: npt.NDArray[np.uint8], crop_size: int, count: int, path: Path) -> list[Crop]:

@@ -8,28 +8,49 @@ in ``[0, 1]``.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from framer.data.blur_kernels import draw_kernel, sinc_kernel
-from framer.data.presets import PRESETS, DegradationPreset, StagePreset, degradation_preset
+from framer.data.blur_kernels import KernelDraw
+from framer.data.degradation_draws import (
+    DegradationDraw,
+    ResizeDraw,
+    Step,
+    check_shape,
+    draw_degradation,
+    draw_step_by_step,
+)
+from framer.data.levels import from_bytes, to_bytes
+from framer.data.noise import NoiseDraw, NoiseSource, StreamNoise, noise_field, noise_of
+from framer.data.presets import PRESETS, DegradationPreset, degradation_preset
 from framer.extras import require
 
-__all__ = ["PRESETS", "DegradationPreset", "Degraded", "degradation_preset", "degrade", "sharpen"]
+__all__ = [
+    "PRESETS",
+    "DegradationDraw",
+    "DegradationPreset",
+    "Degraded",
+    "apply_degradation",
+    "degradation_preset",
+    "degrade",
+    "draw_degradation",
+    "sharpen",
+]
 
 cv2 = require("cv2", extra="train")
 
 Picture = npt.NDArray[np.float32]
 
-_SHARPEN_WIDTH = 51
-_SHARPEN_SIGMA = 8.0
-_SHARPEN_WEIGHT = 0.5
-_SHARPEN_THRESHOLD = 10.0 / 255.0
-_PHOTONS = 256.0
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+SHARPEN_WIDTH = 51
+SHARPEN_SIGMA = 8.0
+SHARPEN_WEIGHT = 0.5
+SHARPEN_THRESHOLD = 10.0 / 255.0
+LUMA = (0.299, 0.587, 0.114)
+
+_INTERPOLATION = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 
 
 class Degraded(NamedTuple):
@@ -38,10 +59,12 @@ class Degraded(NamedTuple):
     Attributes:
         lr: ``float32 [H / scale, W / scale, 3]`` in ``[0, 1]``, every value a multiple of 1/255.
         hr: ``float32 [H, W, 3]`` in ``[0, 1]``, sharpened where the preset says so; the training target.
+        draw: What was drawn; `apply_degradation` makes the same of it again.
     """
 
     lr: Picture
     hr: Picture
+    draw: DegradationDraw
 
 
 def degrade(hr: Picture, preset: DegradationPreset, rng: np.random.Generator, *, scale: int = 4) -> Degraded:
@@ -61,31 +84,49 @@ def degrade(hr: Picture, preset: DegradationPreset, rng: np.random.Generator, *,
     Raises:
         ValueError: `hr` has another shape or dtype, or is no multiple of `scale`.
     """
+    _check_image(hr)
+    check_shape(hr.shape[:2], scale)
+    target = image = sharpen(hr) if preset.sharpen_target else hr
+
+    def apply(step: Step) -> None:
+        nonlocal image
+        image = _applied(step, image, lambda noise: StreamNoise(rng))
+
+    # Poisson counts move the generator on by as much as the image asks for: a step can be drawn only after the one
+    # before it has been applied, if the results of all seeds are to stay what they have always been.
+    draw = draw_step_by_step(
+        preset, hr.shape[:2], rng, scale=scale, noise_source=lambda: rng.bit_generator.state, on_step=apply
+    )
+    return Degraded(lr=from_bytes(to_bytes(image)), hr=target, draw=draw)
+
+
+def apply_degradation(hr: Picture, draw: DegradationDraw) -> Degraded:
+    """Degrades a high-resolution image by draws made before.
+
+    With the draws that `degrade` returns, the result is that of `degrade`, bit for bit.
+
+    Args:
+        hr: ``float32 [H, W, 3]`` RGB in ``[0, 1]``, of the draws' shape.
+        draw: The draws, of `draw_degradation` or of `degrade`.
+
+    Returns:
+        The low-resolution image and its target.
+
+    Raises:
+        ValueError: `hr` has another shape or dtype.
+    """
+    _check_image(hr)
+    if hr.shape[:2] != draw.shape:
+        raise ValueError(f"the draws are for an image of {list(draw.shape)} pixels, got one of {list(hr.shape[:2])}")
+    target = image = sharpen(hr) if draw.sharpen_target else hr
+    for step in draw.steps():
+        image = _applied(step, image, noise_of)
+    return Degraded(lr=from_bytes(to_bytes(image)), hr=target, draw=draw)
+
+
+def _check_image(hr: Picture) -> None:
     if hr.dtype != np.float32 or hr.ndim != 3 or hr.shape[2] != 3:
         raise ValueError(f"expected a float32 [H, W, 3] image, got {hr.dtype} {list(hr.shape)}")
-    height, width = hr.shape[:2]
-    if scale < 1 or height % scale or width % scale or not hr.size:
-        raise ValueError(f"expected height and width to be multiples of scale={scale}, got {height}x{width}")
-    if preset.sharpen_target:
-        hr = sharpen(hr)
-
-    first, second = preset.first, preset.second
-    image = _maybe_blur(hr, first, rng)
-    image = _resize_by_draw(image, (height, width), first, rng)
-    image = _add_noise(image, first, rng)
-    image = _jpeg(image, first, rng)
-
-    target = (height // scale, width // scale)
-    image = _maybe_blur(image, second, rng)
-    image = _resize_by_draw(image, target, second, rng)
-    image = _add_noise(image, second, rng)
-    if rng.random() < 0.5:
-        image = _final_resize(image, target, preset, rng)
-        image = _jpeg(image, second, rng)
-    else:
-        image = _jpeg(image, second, rng)
-        image = _final_resize(image, target, preset, rng)
-    return Degraded(lr=_from_bytes(_to_bytes(image)), hr=hr)
 
 
 def sharpen(image: Picture) -> Picture:
@@ -101,101 +142,56 @@ def sharpen(image: Picture) -> Picture:
         The sharpened image, same shape, in ``[0, 1]``.
     """
     detail = image - _wide_blur(image)
-    mask = _wide_blur((np.abs(detail) > _SHARPEN_THRESHOLD).astype(np.float32))
-    sharpened: Picture = np.clip(image + _SHARPEN_WEIGHT * detail, 0.0, 1.0)
+    mask = _wide_blur((np.abs(detail) > SHARPEN_THRESHOLD).astype(np.float32))
+    sharpened: Picture = np.clip(image + SHARPEN_WEIGHT * detail, 0.0, 1.0)
     result: Picture = image + mask * (sharpened - image)
     return result
 
 
 def _wide_blur(image: Picture) -> Picture:
-    blurred: Picture = cv2.GaussianBlur(image, (_SHARPEN_WIDTH, _SHARPEN_WIDTH), _SHARPEN_SIGMA)
+    blurred: Picture = cv2.GaussianBlur(image, (SHARPEN_WIDTH, SHARPEN_WIDTH), SHARPEN_SIGMA)
     return blurred
 
 
-def _filter(image: Picture, kernel: npt.NDArray[np.float32]) -> Picture:
-    filtered: Picture = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-    return filtered
+def jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
+    """Compresses and decompresses an image.
+
+    Args:
+        pixels: ``uint8 [H, W, 3]`` RGB.
+        quality: JPEG quality, 1 to 100.
+
+    Returns:
+        What the file shows, ``uint8 [H, W, 3]``.
+    """
+    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not encoded:
+        raise RuntimeError(f"OpenCV could not encode a JPEG of shape {list(pixels.shape)}, quality {quality}")
+    decoded: npt.NDArray[np.uint8] = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return decoded
 
 
-def _maybe_blur(image: Picture, stage: StagePreset, rng: np.random.Generator) -> Picture:
-    if rng.random() >= stage.blur_probability:
-        return image
-    return _filter(image, draw_kernel(stage.kernel, rng))
+def _applied(step: Step, image: Picture, noise: Callable[[NoiseDraw], NoiseSource]) -> Picture:
+    if isinstance(step, KernelDraw):
+        filtered: Picture = cv2.filter2D(image, -1, step.weights(), borderType=cv2.BORDER_REFLECT_101)
+        return filtered
+    if isinstance(step, ResizeDraw):
+        return _resized(image, step)
+    if isinstance(step, NoiseDraw):
+        return _noisy(image, step, noise(step))
+    return from_bytes(jpeg(to_bytes(image), step.quality))
 
 
-def _resize(image: Picture, size: tuple[int, int], rng: np.random.Generator) -> Picture:
-    modes = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
-    mode = modes[int(rng.integers(len(modes)))]
-    height, width = size
+def _resized(image: Picture, draw: ResizeDraw) -> Picture:
+    height, width = draw.size
     # OpenCV maps the extent of the image onto that of the result: no mode and no rounded size shifts it.
-    resized: Picture = cv2.resize(image, (width, height), interpolation=mode)
+    resized: Picture = cv2.resize(image, (width, height), interpolation=_INTERPOLATION[draw.mode])
     return resized
 
 
-def _resize_by_draw(image: Picture, base: tuple[int, int], stage: StagePreset, rng: np.random.Generator) -> Picture:
-    """Resizes to `base` times a drawn factor."""
-    enlarge, shrink, keep = stage.resize_probabilities
-    low, high = stage.resize_range
-    draw = rng.random() * (enlarge + shrink + keep)
-    factor = 1.0
-    if draw < enlarge:
-        factor = rng.uniform(1.0, high)
-    elif draw < enlarge + shrink:
-        factor = rng.uniform(low, 1.0)
-    size = (max(1, round(base[0] * factor)), max(1, round(base[1] * factor)))
-    return _resize(image, size, rng)
+def _noisy(image: Picture, draw: NoiseDraw, source: NoiseSource) -> Picture:
+    def signal() -> npt.NDArray[np.uint8]:
+        return to_bytes(image @ np.array(LUMA, dtype=np.float32)[:, None] if draw.gray else image)
 
-
-def _final_resize(
-    image: Picture, target: tuple[int, int], preset: DegradationPreset, rng: np.random.Generator
-) -> Picture:
-    image = _resize(image, target, rng)
-    if rng.random() >= preset.final_sinc_probability:
-        return image
-    size = int(rng.choice(preset.second.kernel.sizes))
-    return _filter(image, sinc_kernel(size, math.pi * rng.uniform(*preset.final_sinc_cutoff)))
-
-
-def _add_noise(image: Picture, stage: StagePreset, rng: np.random.Generator) -> Picture:
-    gaussian = rng.random() < stage.gaussian_probability
-    gray = rng.random() < stage.gray_probability
-    if gaussian:
-        sigma = np.float32(rng.uniform(*stage.gaussian_sigma) / 255.0)
-        shape = (*image.shape[:2], 1 if gray else 3)
-        noise = sigma * rng.standard_normal(shape, dtype=np.float32)
-    else:
-        noise = np.float32(rng.uniform(*stage.poisson_scale)) * _poisson_noise(image, gray, rng)
-    noisy: Picture = np.clip(image + noise, 0.0, 1.0)
+    height, width = image.shape[:2]
+    noisy: Picture = np.clip(image + noise_field(draw, (height, width), signal, source), 0.0, 1.0)
     return noisy
-
-
-def _poisson_noise(image: Picture, gray: bool, rng: np.random.Generator) -> Picture:
-    """Shot noise of a sensor that counts 256 photons at white.
-
-    The published recipes take the number of distinct 8-bit values in the image, rounded up to a power of two.
-    That is 256 on most large crops, but a few on a small crop of plain sky, where the noise then drowns the
-    picture. The constant keeps the noise independent of how large a crop is cut.
-    """
-    # Rounded to 8 bits, as a sensor's output is, which also removes what the resize overshot.
-    signal = _to_bytes(image @ _LUMA[:, None] if gray else image)
-    counts = rng.poisson(signal * (_PHOTONS / 255.0))
-    return (counts / _PHOTONS).astype(np.float32) - _from_bytes(signal)
-
-
-def _jpeg(image: Picture, stage: StagePreset, rng: np.random.Generator) -> Picture:
-    low, high = stage.jpeg_quality
-    quality = int(rng.integers(low, high + 1))
-    pixels = cv2.cvtColor(_to_bytes(image), cv2.COLOR_RGB2BGR)
-    encoded, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not encoded:
-        raise RuntimeError(f"OpenCV could not encode a JPEG of shape {list(image.shape)}, quality {quality}")
-    return _from_bytes(cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
-
-
-def _to_bytes(image: Picture) -> npt.NDArray[np.uint8]:
-    pixels: npt.NDArray[np.uint8] = np.rint(np.clip(image, 0.0, 1.0) * np.float32(255.0)).astype(np.uint8)
-    return pixels
-
-
-def _from_bytes(pixels: npt.NDArray[np.uint8]) -> Picture:
-    return pixels.astype(np.float32) / np.float32(255.0)

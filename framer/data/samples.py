@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from framer.data.augmentation import recolour
-from framer.data.degradations import DegradationPreset, degrade
+from framer.data.degradations import DegradationPreset, Degraded, degrade
 from framer.data.images import resize_bicubic
+from framer.data.levels import from_bytes
 
 
 class Sample(TypedDict):
@@ -80,7 +82,7 @@ def make_sample(
     name: str,
     colour_jitter: bool = False,
 ) -> Sample:
-    """Degrades a crop together with its surroundings and cuts these off.
+    """Degrades a crop together with its surroundings, cuts these off, and makes a sample of it.
 
     Args:
         image: The photograph, ``uint8 [H, W, 3]``.
@@ -96,6 +98,36 @@ def make_sample(
     Returns:
         The sample.
     """
+
+    def pair_of(region: npt.NDArray[np.uint8]) -> Degraded:
+        if colour_jitter:
+            region = recolour(region, rng)
+        return degrade(from_bytes(region), preset, rng, scale=scale)
+
+    lr, hr, _ = degraded_crop(image, crop, pair_of, scale=scale, margin=margin)
+    return sample_of_pair(hr, lr, index=index, name=name)
+
+
+def degraded_crop(
+    image: npt.NDArray[np.uint8],
+    crop: Crop,
+    pair_of: Callable[[npt.NDArray[np.uint8]], Degraded],
+    *,
+    scale: int,
+    margin: int,
+) -> Degraded:
+    """Degrades a crop together with its surroundings and cuts these off.
+
+    Args:
+        image: The photograph, ``uint8 [H, W, 3]``.
+        crop: The crop; it lies inside the photograph and its sides are multiples of `scale`.
+        pair_of: Degrades the crop with its margins, ``uint8 [H, W, 3]``.
+        scale: Factor between HR and LR.
+        margin: HR pixels to degrade around the crop, where the photograph has them.
+
+    Returns:
+        The pair, cut to the crop, and the draws, which are for the crop with its margins.
+    """
     top, bottom, above = _with_margin(crop.top, crop.height, image.shape[0], margin, scale)
     left, right, before = _with_margin(crop.left, crop.width, image.shape[1], margin, scale)
     region = image[top:bottom, left:right]
@@ -107,12 +139,10 @@ def make_sample(
     for _ in range(crop.quarter_turns):
         above, before = region.shape[1] - size[1] - before, above
         region, size = np.rot90(region), size[::-1]
-    if colour_jitter:
-        region = recolour(region, rng)
-    degraded = degrade(region.astype(np.float32) / np.float32(255.0), preset, rng, scale=scale)
+    degraded = pair_of(region)
     hr = degraded.hr[above:, before:][: size[0], : size[1]]
     lr = degraded.lr[above // scale :, before // scale :][: size[0] // scale, : size[1] // scale]
-    return sample_of_pair(hr, lr, index=index, name=name)
+    return Degraded(lr=lr, hr=hr, draw=degraded.draw)
 
 
 def sample_of_pair(hr: npt.NDArray[np.float32], lr: npt.NDArray[np.float32], *, index: int, name: str) -> Sample:

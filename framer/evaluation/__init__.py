@@ -1,4 +1,4 @@
-"""How good the pictures are: PSNR and SSIM with full ids, the table against bicubic, and sample sheets."""
+"""How good pictures are: metrics with full ids, tables, sample sheets, and the comparison of folders."""
 
 from framer.evaluation.metrics import PSNR_ID, SSIM_ID, Image, psnr, ssim
 from framer.evaluation.sheets import SheetRow, write_sample_sheet

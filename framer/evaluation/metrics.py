@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,16 @@ SSIM_ID = (
     "population covariance, mean over whole windows: 5 px border left out)"
 )
 """Structural similarity of Wang et al. (2004), as ``skimage.metrics.structural_similarity`` computes it."""
+
+PSNR_Y_ID = "psnr (Y of BT.601, 16 to 235, not rounded, of 8-bit RGB, peak 255, whole crop)"
+"""Peak signal-to-noise ratio in dB of the luma that MATLAB's ``rgb2ycbcr`` defines."""
+
+SSIM_Y_ID = (
+    "ssim (Y of BT.601, 16 to 235, not rounded, of 8-bit RGB, range 255, Gaussian window sigma 1.5 cut to 11x11, "
+    "K1 0.01, K2 0.03, population covariance, mean over whole windows: 5 px border left out; pyiqa's rounds Y to 8 bit "
+    "and counts negative structure as 0)"
+)
+"""Structural similarity of that luma, as ``skimage.metrics.structural_similarity`` computes it."""
 
 SSIM_WINDOW = 11
 """Side of the Gaussian window in pixels: the smallest picture that SSIM is defined for."""
@@ -79,11 +89,7 @@ def psnr(sr: Image, hr: Image) -> float:
         TypeError: An input is not a floating-point array.
         ValueError: Shapes differ or are not ``[H, W, 3]``, or a value is NaN or outside [0, 1].
     """
-    sr_8bit, hr_8bit = _pair(sr, hr)
-    if np.array_equal(sr_8bit, hr_8bit):
-        return math.inf
-    metrics = require("skimage.metrics", extra="train")
-    return float(metrics.peak_signal_noise_ratio(hr_8bit, sr_8bit, data_range=255))
+    return psnr_8bit(*_pair(sr, hr))
 
 
 def ssim(sr: Image, hr: Image) -> float:
@@ -101,17 +107,62 @@ def ssim(sr: Image, hr: Image) -> float:
         ValueError: Shapes differ or are not ``[H, W, 3]``, a side is shorter than the 11 px window, or a
             value is NaN or outside [0, 1].
     """
-    sr_8bit, hr_8bit = _pair(sr, hr)
-    height, width = hr_8bit.shape[:2]
+    return ssim_8bit(*_pair(sr, hr))
+
+
+def psnr_8bit(sr: NDArray[np.uint8], hr: NDArray[np.uint8]) -> float:
+    """:func:`psnr` of pictures ``uint8 [H, W, 3]`` of the same shape, as files hold them."""
+    return _psnr(sr, hr)
+
+
+def ssim_8bit(sr: NDArray[np.uint8], hr: NDArray[np.uint8]) -> float:
+    """:func:`ssim` of pictures ``uint8 [H, W, 3]`` of the same shape, as files hold them."""
+    return _ssim(sr, hr)
+
+
+def psnr_y_8bit(sr: NDArray[np.uint8], hr: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of the luma, :data:`PSNR_Y_ID`, of pictures ``uint8 [H, W, 3]`` of the same shape."""
+    return _psnr(luma_bt601(sr), luma_bt601(hr))
+
+
+def ssim_y_8bit(sr: NDArray[np.uint8], hr: NDArray[np.uint8]) -> float:
+    """Structural similarity of the luma, :data:`SSIM_Y_ID`, of pictures ``uint8 [H, W, 3]`` of the same shape."""
+    return _ssim(luma_bt601(sr), luma_bt601(hr))
+
+
+def luma_bt601(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Y of ITU-R BT.601 in studio range, as MATLAB's ``rgb2ycbcr`` gives it, but not rounded.
+
+    Args:
+        image: ``uint8 [H, W, 3]`` RGB.
+
+    Returns:
+        ``[H, W]`` float64: 16 for black to 235 for white.
+    """
+    # In integers, thousandths of the coefficients, so that the same picture gives the same luma on every machine.
+    weighted = image.astype(np.int64) @ np.array([65_481, 128_553, 24_966])
+    luma: NDArray[np.float64] = 16 + weighted / 255_000
+    return luma
+
+
+def _psnr(sr: NDArray[Any], hr: NDArray[Any]) -> float:
+    if np.array_equal(sr, hr):
+        return math.inf
+    metrics = require("skimage.metrics", extra="train")
+    return float(metrics.peak_signal_noise_ratio(hr, sr, data_range=255))
+
+
+def _ssim(sr: NDArray[Any], hr: NDArray[Any]) -> float:
+    height, width = hr.shape[:2]
     if min(height, width) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs pictures of at least {SSIM_WINDOW} px a side, got {height} x {width}")
     metrics = require("skimage.metrics", extra="train")
     return float(
         metrics.structural_similarity(
-            hr_8bit,
-            sr_8bit,
+            hr,
+            sr,
             data_range=255,
-            channel_axis=2,
+            channel_axis=2 if hr.ndim == 3 else None,
             gaussian_weights=True,
             sigma=1.5,
             use_sample_covariance=False,

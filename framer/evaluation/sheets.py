@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from framer.data.images import write_png
 from framer.evaluation.metrics import Image, psnr, ssim, to_8bit
 from framer.extras import require
+from framer.lettering import load_font, shorten, wrap
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont
 
 COLUMNS = ("LR", "bicubic", "SR", "HR")
 """What the four columns show, from left to right."""
@@ -94,7 +94,7 @@ def sheet_layout(rows: Sequence[SheetRow], *, title: str, zoom: int | None = Non
         zoom = max(1, _COMFORTABLE_TILE // max(max(row.hr.shape[:2]) for row in rows))
     column = max(_MIN_COLUMN, zoom * max(row.hr.shape[1] for row in rows))
     width = 2 * _MARGIN + len(COLUMNS) * column + (len(COLUMNS) - 1) * _COLUMN_GAP
-    title_lines = _wrap(title, _font(_TITLE_SIZE, bold=True), width - 2 * _MARGIN)
+    title_lines = wrap(title, load_font(_TITLE_SIZE, bold=True), width - 2 * _MARGIN)
     top = _MARGIN + (len(title_lines) + 1) * _LINE + _MARGIN // 2
     tiles = []
     for row in rows:
@@ -147,8 +147,8 @@ def write_sample_sheet(path: Path, rows: Sequence[SheetRow], *, title: str, zoom
 
 
 def _write_labels(draw: ImageDraw, rows: Sequence[SheetRow], layout: SheetLayout) -> None:
-    title_font, head_font = _font(_TITLE_SIZE, bold=True), _font(_HEAD_SIZE, bold=True)
-    name_font, text_font = _font(_TEXT_SIZE, bold=True), _font(_TEXT_SIZE)
+    title_font, head_font = load_font(_TITLE_SIZE, bold=True), load_font(_HEAD_SIZE, bold=True)
+    name_font, text_font = load_font(_TEXT_SIZE, bold=True), load_font(_TEXT_SIZE)
     lefts = [left for left, _ in layout.tiles[0]]
     inner_width = layout.size[0] - 2 * _MARGIN
     for number, line in enumerate(layout.title_lines):
@@ -158,7 +158,7 @@ def _write_labels(draw: ImageDraw, rows: Sequence[SheetRow], layout: SheetLayout
         draw.text((left, heads_top), column, font=head_font, fill=_INK)
     for row, tiles in zip(rows, layout.tiles, strict=True):
         top = tiles[0][1]
-        draw.text((_MARGIN, top - 18), _shorten(row.name, name_font, inner_width), font=name_font, fill=_INK)
+        draw.text((_MARGIN, top - 18), shorten(row.name, name_font, inner_width), font=name_font, fill=_INK)
         captions = (
             f"{row.lr.shape[1]} x {row.lr.shape[0]} px, shown x{_scale(row) * layout.zoom}",
             _quality(row.bicubic, row.hr),
@@ -190,31 +190,3 @@ def _scale(row: SheetRow) -> int:
 
 def _magnify(pixels: NDArray[np.uint8], times: int) -> NDArray[np.uint8]:
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
-
-
-def _font(size: int, *, bold: bool = False) -> FreeTypeFont:
-    # DejaVu comes with matplotlib, so the sheet looks the same on every machine and shows most alphabets.
-    folder = Path(require("matplotlib", extra="train").get_data_path()) / "fonts" / "ttf"
-    file = folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-    font: FreeTypeFont = require("PIL.ImageFont", extra="train").truetype(str(file), size)
-    return font
-
-
-def _wrap(text: str, font: FreeTypeFont, width: int) -> tuple[str, ...]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] = f"{lines[-1]} {word}"
-        else:
-            lines.append(_shorten(word, font, width))
-    return tuple(lines)
-
-
-def _shorten(text: str, font: FreeTypeFont, width: int) -> str:
-    """Cuts the middle out of a text that is too wide, for the ends of a file's name tell most."""
-    if font.getlength(text) <= width:
-        return text
-    keep = len(text) // 2
-    while keep > 1 and font.getlength(f"{text[:keep]}...{text[-keep:]}") > width:
-        keep -= 1
-    return f"{text[:keep]}...{text[-keep:]}"

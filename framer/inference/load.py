@@ -39,7 +39,8 @@ def load_restorer(
         num_inference_steps: Sampling steps; by default those of the run's own evaluation.
         tile_overlap: Part of a tile that its neighbour covers too, from 0 to below 1.
         vae: The autoencoder's folder, where it is no longer where it was in training.
-        text_embeddings: The file of text embeddings, likewise.
+        text_embeddings: The file of text embeddings, likewise; of a model that was trained with images' own texts, the
+            empty text's by default.
         pretrained: The folder of the model that a ControlNet was trained beside, likewise.
 
     Raises:
@@ -53,6 +54,8 @@ def load_restorer(
     try:
         own = {name: settings[name] for name in _MODEL if name in settings}
         own |= {name: value for name, value in moved.items() if value is not None}
+        if own.get("text_embeddings") is None and settings.get("null_text") is not None:
+            own["text_embeddings"] = str(folder / settings["null_text"])
         if own["latents"] != "residual":
             own.pop("latents_scale", None)
         if own["conditioning"] == "controlnet":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 from framer.config.model import ModelConfig
 from framer.errors import UserError
 from framer.models.folders import read_model_config
-from framer.models.weights import WEIGHTS_FILE, has_weights
+from framer.models.weights import WEIGHTS_FILE, has_weights, weight_files
 from framer.seeding import normal_per_sample
 
 if TYPE_CHECKING:
@@ -23,6 +26,20 @@ if TYPE_CHECKING:
 
 DETAIL_WINDOW = 9
 """Height and width of the local mean, in pixels: about two low-resolution pixels at scale 4."""
+
+_WITHOUT_EFFECT_ON_MOMENTS = (
+    "out_channels",
+    "up_block_types",
+    "use_post_quant_conv",
+    "sample_size",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+    "force_upcast",
+)
+"""Settings of an autoencoder that its posterior does not depend on."""
+_HASH_CHUNK = 1 << 20
 
 
 class LatentShape(NamedTuple):
@@ -36,6 +53,15 @@ class LatentShape(NamedTuple):
     """Of what the model sees of that."""
     downscale: int
     """Pixels a side of one latent pixel."""
+
+
+class Moments(NamedTuple):
+    """An autoencoder's posterior of a batch of images: what its encoder gives, neither shifted nor scaled."""
+
+    mean: Tensor
+    """``[B, C, h, w]`` float32."""
+    logvar: Tensor
+    """``[B, C, h, w]`` float32."""
 
 
 class LatentSpace(ABC):
@@ -67,6 +93,31 @@ class LatentSpace(ABC):
         Args:
             upsampled: The low-resolution image, bicubically upscaled, ``[B, 3, H, W]`` in [-1, 1].
         """
+
+    def draw(self, moments: Moments, *, indices: Sequence[int], seed: int) -> Tensor:
+        """What :meth:`encode` gives, from the posterior's moments that were computed before.
+
+        Args:
+            moments: Of the high-resolution image.
+            indices: As in :meth:`encode`.
+            seed: As in :meth:`encode`.
+
+        Raises:
+            ValueError: There is no autoencoder in the space.
+        """
+        raise ValueError("moments are of an autoencoder's latents; this latent space has no autoencoder")
+
+    def reference_of_mean(self, mean: Tensor, upsampled: Tensor) -> Tensor:
+        """What :meth:`reference` gives, from the mean that was computed before.
+
+        Args:
+            mean: Of the autoencoder's posterior of the upscaled image, ``[B, C, h, w]`` float32.
+            upsampled: As in :meth:`reference`.
+
+        Raises:
+            ValueError: There is no autoencoder in the space.
+        """
+        raise ValueError("moments are of an autoencoder's latents; this latent space has no autoencoder")
 
     @abstractmethod
     def condition(self, reference: Tensor) -> Tensor:
@@ -143,14 +194,26 @@ class VaeLatents(LatentSpace):
     @torch.no_grad()
     def encode(self, image: Tensor, upsampled: Tensor, *, indices: Sequence[int], seed: int) -> Tensor:
         """A draw from the autoencoder's posterior."""
-        posterior = self.vae.encode(image.to(self.vae.dtype)).latent_dist
-        noise = normal_per_sample(posterior.mean.shape[1:], list(indices), seed, "posterior").to(image.device)
-        return self._scaled(posterior.mean.float() + posterior.std.float() * noise)
+        return self.draw(self.moments(image), indices=indices, seed=seed)
 
     @torch.no_grad()
+    def moments(self, image: Tensor) -> Moments:
+        """The posterior of ``image`` ``[B, 3, H, W]`` in [-1, 1]."""
+        posterior = self.vae.encode(image.to(self.vae.dtype)).latent_dist
+        return Moments(posterior.mean.float(), posterior.logvar.float())
+
+    def draw(self, moments: Moments, *, indices: Sequence[int], seed: int) -> Tensor:
+        """A draw from the posterior with these moments."""
+        noise = normal_per_sample(moments.mean.shape[1:], list(indices), seed, "posterior").to(moments.mean.device)
+        return self._scaled(moments.mean + torch.exp(0.5 * moments.logvar) * noise)
+
     def reference(self, upsampled: Tensor) -> Tensor:
         """The posterior's mean of the upscaled image."""
-        return self._scaled(self.vae.encode(upsampled.to(self.vae.dtype)).latent_dist.mean.float())
+        return self.reference_of_mean(self.moments(upsampled).mean, upsampled)
+
+    def reference_of_mean(self, mean: Tensor, upsampled: Tensor) -> Tensor:
+        """The mean itself, shifted and scaled."""
+        return self._scaled(mean)
 
     def condition(self, reference: Tensor) -> Tensor:
         """The latents of the upscaled image."""
@@ -205,6 +268,33 @@ def build_latents(config: ModelConfig, device: torch.device) -> LatentSpace:
     return VaeLatents(vae.to(device))
 
 
+def vae_sha256(folder: Path) -> str:
+    """SHA-256, in hexadecimal digits, of what an autoencoder's moments depend on: its encoder's settings and weights.
+
+    Args:
+        folder: A diffusers folder of an ``AutoencoderKL``. Its name and its latents' scale do not change the result;
+            weights that were saved anew, in another precision or in other parts, do.
+
+    Raises:
+        UserError: The folder is missing, incomplete, damaged or of another class.
+    """
+    from diffusers import AutoencoderKL
+
+    settings = _read_vae_config(folder)
+    # What a config leaves out has the default of the class.
+    parameters = list(inspect.signature(AutoencoderKL.__init__).parameters.values())[1:]
+    relevant = {p.name: settings.get(p.name, p.default) for p in parameters if p.name not in _WITHOUT_EFFECT_ON_MOMENTS}
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
+    for path in weight_files(folder, key="model.vae"):
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_HASH_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise UserError(f"model.vae: cannot read {path}: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
 def _image_latents(config: ModelConfig) -> ImageLatents:
     assert config.latents != "vae"
     return ImageLatents(config.latents, config.latents_scale if config.latents == "residual" else 1.0)
@@ -216,7 +306,10 @@ def _vae_folder(config: ModelConfig) -> Path:
 
 
 def _vae_config(config: ModelConfig) -> dict[str, object]:
-    folder = _vae_folder(config)
+    return _read_vae_config(_vae_folder(config))
+
+
+def _read_vae_config(folder: Path) -> dict[str, object]:
     settings = read_model_config(folder, key="model.vae")
     if settings.get("_class_name") != "AutoencoderKL":
         raise UserError(f"model.vae: {folder} holds {settings.get('_class_name')}; expected AutoencoderKL")

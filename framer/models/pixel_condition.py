@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from framer.models.latents import LatentSpace
+from framer.models.latents import LatentSpace, Moments
 
 
 class PixelCondition(LatentSpace):
@@ -32,6 +32,14 @@ class PixelCondition(LatentSpace):
     def reference(self, upsampled: Tensor) -> Tensor:
         """The upscaled image, ``[B, 3*d*d, h, w]`` where a latent pixel has d pixels a side."""
         return F.pixel_unshuffle(upsampled, self.shape.downscale)
+
+    def draw(self, moments: Moments, *, indices: Sequence[int], seed: int) -> Tensor:
+        """As the latent space does."""
+        return self._latents.draw(moments, indices=indices, seed=seed)
+
+    def reference_of_mean(self, mean: Tensor, upsampled: Tensor) -> Tensor:
+        """The upscaled image, whatever its latents."""
+        return self.reference(upsampled)
 
     def condition(self, reference: Tensor) -> Tensor:
         """The same in [0, 1], as diffusers' pipelines give it."""

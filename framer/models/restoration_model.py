@@ -11,7 +11,7 @@ from torch import Tensor
 from framer.config.model import ModelConfig
 from framer.models.backbones import backbone_for
 from framer.models.latents import LatentSpace, build_latents
-from framer.models.text import TextEmbeddings, text_embeddings
+from framer.models.text import TextEmbeddings, check_text_sizes, text_embeddings
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -25,22 +25,32 @@ class RestorationModel:
         config: What it was built from.
         device: Where the model is.
         latents: What it diffuses; built from the configuration by default.
+        null_text: Embeddings of the empty text, where images have texts of their own.
 
     Attributes:
-        text: The embeddings that the configuration names.
+        text: The embeddings that the configuration names, or else those of the empty text, or else zeros.
 
     Raises:
         UserError: The autoencoder or the text embeddings are missing, damaged or do not fit.
     """
 
     def __init__(
-        self, model: ModelMixin, config: ModelConfig, device: torch.device, *, latents: LatentSpace | None = None
+        self,
+        model: ModelMixin,
+        config: ModelConfig,
+        device: torch.device,
+        *,
+        latents: LatentSpace | None = None,
+        null_text: TextEmbeddings | None = None,
     ) -> None:
         self.model = model
         self.device = device
         self.backbone = backbone_for(config)
         self.latents = self.backbone.latents_seen(build_latents(config, device)) if latents is None else latents
-        self.text = text_embeddings(config, self.backbone.text_sizes(model))
+        sizes = self.backbone.text_sizes(model)
+        if null_text is not None:
+            check_text_sizes(null_text, sizes, model=f"the {type(model).__name__}")
+        self.text = text_embeddings(config, sizes, null=null_text)
 
     def inputs(
         self, sample: Tensor, reference: Tensor, timesteps: Tensor, *, text: TextEmbeddings | None = None
@@ -51,7 +61,7 @@ class RestorationModel:
             sample: Noisy latents, ``[B, C, h, w]``.
             reference: As :meth:`LatentSpace.reference` gives it, ``[B, C', h, w]``.
             timesteps: ``[B]`` float32 in [0, 1000].
-            text: Of one image or of each of the batch; the configuration's by default.
+            text: Of one image or of each of the batch; :attr:`text` by default.
         """
         dtype = next(self.model.parameters()).dtype
         sample, condition = sample.to(dtype), self.latents.condition(reference).to(dtype)

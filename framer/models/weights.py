@@ -144,7 +144,7 @@ def open_weights(folder: Path, *, key: str = "model.pretrained") -> Iterator[Wei
     """
     with ExitStack() as stack:
         places: dict[str, Any] = {}
-        for file in _files(folder, key):
+        for file in weight_files(folder, key=key):
             try:
                 handle = stack.enter_context(safe_open(file, framework="pt", device="cpu"))
             except (OSError, SafetensorError) as error:
@@ -153,7 +153,16 @@ def open_weights(folder: Path, *, key: str = "model.pretrained") -> Iterator[Wei
         yield WeightReader(folder, places, key=key)
 
 
-def _files(folder: Path, key: str) -> list[Path]:
+def weight_files(folder: Path, *, key: str = "model.pretrained") -> list[Path]:
+    """The files of a folder's weights, in the order of their names; they need not exist where there is no index.
+
+    Args:
+        folder: The folder, or one safetensors file.
+        key: The setting that names it, for messages.
+
+    Raises:
+        UserError: The index is damaged, or lists files that are missing.
+    """
     if folder.is_file():
         return [folder]
     index = folder / INDEX_FILE

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from framer.config.training import TrainConfig
 from framer.data.dataset import Sample
+from framer.data.shards.manifest import read_manifest
+from framer.data.sources import shard_folder
 from framer.distill import Framer
 from framer.features import adapter_for
 from framer.models.restoration_model import RestorationModel
@@ -241,12 +243,19 @@ def _batch(config: TrainConfig) -> Sample:
     def images(factor: int) -> Tensor:
         return torch.empty(count, 3, height // factor, width // factor, device=META)
 
-    return {
+    batch = {
         "hr": images(1),
         "lr": images(scale),
         "lr_upsampled": images(1),
         "index": torch.arange(count, device="cpu"),
-    }  # type: ignore[typeddict-item]
+    }
+    folder = shard_folder(config.data)
+    latents = None if folder is None else read_manifest(folder).latents
+    if latents is not None:  # nothing is encoded then
+        shape = (count, latents.channels, height // latents.downscale, width // latents.downscale)
+        for name in ("hr_latents_mean", "hr_latents_logvar", "lr_latents_mean"):
+            batch[name] = torch.empty(shape, device=META)
+    return batch  # type: ignore[return-value]
 
 
 def _own_parameters(model: nn.Module) -> tuple[tuple[int, ...], ...]:

@@ -50,11 +50,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     # These import torch and DeepSpeed, which takes seconds: after what can be refused without them.
     _silence_deepspeed()
-    from framer.data.sources import with_shard_settings
+    from framer.data.sources import text_folder, with_shard_settings, with_text_settings
     from framer.planning.planner import Planner, recommend
     from framer.planning.report import PlanReport, draw_plans, render_json, render_text
     from framer.planning.settings import shown_settings
 
+    texts = text_folder(config.data)
+    if texts is not None and texts.is_dir():
+        config = with_text_settings(config)
     config = with_shard_settings(config)
     budget = int(memory * (1 - arguments.reserve))
     planner = Planner(config, world_size=arguments.gpus)

@@ -1,17 +1,21 @@
-"""Whether crops, model and FRAMER's bands fit together, which only the built model can tell."""
+"""Whether crops, model, prepared texts and latents, and FRAMER's bands fit together."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from framer.config.training import TrainConfig
 from framer.data.buckets import CropSize
+from framer.data.shards.manifest import read_manifest
+from framer.data.sources import shard_folder
 from framer.errors import ConfigError, UserError
 from framer.features import adapter_for
 from framer.models.backbones import backbone_for
-from framer.models.latents import latent_shape
+from framer.models.latents import latent_shape, vae_sha256
+from framer.models.text import TextEmbeddings, check_text_sizes
 from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
@@ -58,4 +62,46 @@ def check_compilation(model: ModelMixin, config: TrainConfig) -> None:
     if config.model.compile_blocks and adapter_for(model).channels is not None:
         raise ConfigError(
             f"model.compile_blocks with a {type(model).__name__}: torch's compiler fails on its stages; leave it out"
+        )
+
+
+def check_texts(model: ModelMixin, config: TrainConfig, null_text: TextEmbeddings | None) -> None:
+    """Checks that the model takes texts of the size that images have.
+
+    Args:
+        model: The built model.
+        config: The run.
+        null_text: The empty text's embeddings; None where all images see one text.
+
+    Raises:
+        UserError: They have other channels.
+    """
+    if null_text is not None:
+        sizes = backbone_for(config.model).text_sizes(model)
+        check_text_sizes(null_text, sizes, model=f"the {type(model).__name__}")
+
+
+def check_latents(config: TrainConfig) -> None:
+    """Checks that the run's autoencoder is the one that prepared latents were made with.
+
+    Raises:
+        ConfigError: The run has no autoencoder.
+        UserError: It is another one, or its folder is missing or damaged.
+    """
+    folder = shard_folder(config.data)
+    latents = None if folder is None else read_manifest(folder).latents
+    if latents is None:
+        return
+    if config.model.latents != "vae" or config.model.vae is None:
+        raise ConfigError(
+            f"model.latents {config.model.latents}: the shards in {folder} hold an autoencoder's latents "
+            "(hr_latents_mean, hr_latents_logvar, lr_latents_mean); set model.latents to vae and model.vae to that "
+            "autoencoder's folder, or prepare shards without latents"
+        )
+    found = vae_sha256(Path(config.model.vae).expanduser())
+    if found != latents.vae_sha256:
+        raise UserError(
+            f"model.vae: the autoencoder in {config.model.vae} (SHA-256 {found[:12]}...) is not the one that made the "
+            f"latents in {folder} ({latents.vae_sha256[:12]}...); name that one's folder, or prepare shards with this "
+            "one"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from framer.config.training import TrainConfig
 from framer.data.dataset import heldout_pairs
-from framer.data.images import find_images
-from framer.data.photographs import bundled_photographs
+from framer.data.sources import evaluation_files
 from framer.errors import UserError
 from framer.inference.restore import Restorer
 from framer.models.restoration_model import RestorationModel
@@ -48,15 +46,8 @@ def load_heldout(config: TrainConfig) -> HeldOut:
     Raises:
         UserError: The folder is missing or empty, or a photograph cannot be read or is smaller than the crop.
     """
-    source = config.data.evaluation
-    if source == "heldout":
-        paths = bundled_photographs("heldout")
-    elif source == "validation":
-        paths = bundled_photographs("validation")
-    else:
-        paths = find_images(Path(source).expanduser())
     pairs = heldout_pairs(
-        paths,
+        evaluation_files(config.data),
         crop_size=config.evaluation.crop_size,
         scale=config.data.scale,
         degradation=config.data.degradation,

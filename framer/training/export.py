@@ -21,6 +21,7 @@ from framer.models.controlled import CONTROLNET, ControlledModel
 from framer.models.folders import controlnet_folder, pretrained_folder
 from framer.models.lora import add_lora, lora_parameters, merged_weights, own_name, write_lora
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
+from framer.models.text import NULL_TEXT_FILE, TextEmbeddings, write_text_embeddings
 from framer.models.trainable import trainable_parameters
 from framer.models.weights import has_weights
 from framer.training.engine import master_weights
@@ -35,13 +36,16 @@ LORA_FOLDER = "lora"
 OTHER_WEIGHTS_FILE = "other_weights.safetensors"
 
 
-def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> None:
+def export_model(
+    engine: DeepSpeedEngine, config: TrainConfig, folder: Path, *, null_text: TextEmbeddings | None = None
+) -> None:
     """Writes ``config.json``, safetensors and the settings of inference; every rank must call it.
 
     Args:
         engine: Of any ZeRO stage; parameters are gathered one at a time.
         config: The run.
         folder: Replaced as a whole once the new one is complete.
+        null_text: Embeddings of the empty text, where images have texts of their own.
 
     Raises:
         UserError: The folder cannot be written to.
@@ -52,7 +56,7 @@ def export_model(engine: DeepSpeedEngine, config: TrainConfig, folder: Path) -> 
     for name, value in master_weights(engine):
         if dist.get_rank() == 0 and name.startswith(prefix):
             weights[name] = value.to("cpu", kept_dtype(value, config, dtype), copy=True)
-    on_rank_zero(lambda: write_export(engine.module, weights, config, folder, dtype=dtype))
+    on_rank_zero(lambda: write_export(engine.module, weights, config, folder, dtype=dtype, null_text=null_text))
 
 
 def kept_dtype(value: torch.Tensor, config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
@@ -67,6 +71,7 @@ def write_export(
     folder: Path,
     *,
     dtype: torch.dtype = torch.float32,
+    null_text: TextEmbeddings | None = None,
 ) -> None:
     """Writes ``config.json``, safetensors and the settings of inference; with LoRA, adapters too where asked for.
 
@@ -76,12 +81,13 @@ def write_export(
         config: The run.
         folder: Replaced as a whole once the new one is complete.
         dtype: Of the weights written.
+        null_text: Embeddings of the empty text, written too where the configuration names no text.
 
     Raises:
         UserError: The folder cannot be written to.
     """
     try:
-        write_diffusers_folder(model, without_heads(weights), config, folder, dtype=dtype)
+        write_diffusers_folder(model, without_heads(weights), config, folder, dtype=dtype, null_text=null_text)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the export {folder}: {error}") from error
 
@@ -93,6 +99,7 @@ def write_diffusers_folder(
     folder: Path,
     *,
     dtype: torch.dtype = torch.float32,
+    null_text: TextEmbeddings | None = None,
 ) -> None:
     """Writes weights and config beside ``folder``, then puts them in its place."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -108,7 +115,11 @@ def write_diffusers_folder(
     whole.save_pretrained(unfinished, safe_serialization=True)
     if config.model.lora is not None and config.model.lora.export == "adapter":
         _write_adapter(model, weights, config, unfinished / LORA_FOLDER, dtype)
-    write_text(unfinished / RESTORATION_FILE, json.dumps(restoration_settings(config), indent=2) + "\n")
+    settings = restoration_settings(config)
+    if null_text is not None and config.model.text_embeddings is None:
+        write_text_embeddings(unfinished / NULL_TEXT_FILE, null_text)
+        settings["null_text"] = NULL_TEXT_FILE
+    write_text(unfinished / RESTORATION_FILE, json.dumps(settings, indent=2) + "\n")
     sync_tree(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)

@@ -46,11 +46,12 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         ema: The average of the weights where parameters have one.
 
     Raises:
-        UserError: The checkpoint is damaged, of another version or without an average, or the folder exists or cannot
-            be written to.
+        UserError: The checkpoint is damaged, of another version or without an average, the folder exists or cannot be
+            written to, or the run's texts are no longer where they were.
     """
     from framer.config.loading import build_config
     from framer.config.training import TrainConfig
+    from framer.data.sources import null_text
     from framer.models.backbones import model_class
     from framer.training.export import DTYPES, kept_dtype, write_export
     from framer.training.manifest import find_damage, read_manifest
@@ -71,6 +72,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         raise UserError(f"{checkpoint} has its optimizer state as NVMe files, which only the run itself can export")
     state = read_state(checkpoint)
     config = build_config(TrainConfig, state.config, source=str(checkpoint / STATE_FILE))
+    text = None if config.model.text_embeddings is not None else null_text(config.data)
     wanted = DTYPES[dtype or config.training.export_dtype]
     try:
         averages = whole_averages(checkpoint, state.world_size) if ema else {}
@@ -84,7 +86,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         raise UserError(f"{checkpoint} has no average of the weights; export it without --ema")
     with torch.device("meta"):
         model = model_class(state.model_class).from_config(state.model)
-    write_export(model, weights, config, folder, dtype=wanted)
+    write_export(model, weights, config, folder, dtype=wanted, null_text=text)
 
 
 def _averaged(weights: Iterator[tuple[str, Tensor]], averages: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -231,8 +231,11 @@ def _notes(config: TrainConfig) -> list[str]:
     decay, loader = config.training.ema.decay, backbone_for(config.model).exported_class
     without = " without this package" if hasattr(diffusers, loader) else ""
     average = "Pictures, table and export are of the average of the weights (decay {:g}); checkpoints hold the last."
+    text = "the empty one" if config.model.text_embeddings is None else "that of `model.text_embeddings`"
+    texts = "Images had their own texts in training, the empty one with probability {:g}; here all see {}."
     return [
         *([average.format(decay)] if decay is not None else []),
+        *([texts.format(config.data.null_text_probability, text)] if config.data.texts_fingerprint is not None else []),
         f"SR was measured on {where}. The degradation and the initial noise are seeded: the table comes out the same "
         "again on the same kind of machine.",
         f"`export/` is a diffusers folder: `{loader}.from_pretrained` loads it{without}.",

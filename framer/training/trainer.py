@@ -18,7 +18,7 @@ from framer.analysis.history import AlignmentMetrics, LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
 from framer.data.samples import Sample
-from framer.data.sources import with_shard_settings
+from framer.data.sources import null_text, with_shard_settings, with_text_settings
 from framer.data.workers import dead_workers_named
 from framer.distill import Framer
 from framer.errors import UserError
@@ -39,7 +39,7 @@ from framer.training.attention import check_backend, use_backend
 from framer.training.batches import build_dataset, stream_batches
 from framer.training.checkpoint_choice import choose_checkpoint
 from framer.training.checkpoint_folder import clear_unfinished, find_checkpoints
-from framer.training.checks import check_compilation, check_sizes
+from framer.training.checks import check_compilation, check_latents, check_sizes, check_texts
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
 from framer.training.engine import check_engine, release_gathered, start_engine, step
@@ -84,9 +84,11 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config = with_shard_settings(config)
+        self.config = config = with_shard_settings(with_text_settings(config))
         self.folder = RunFolder(Path(config.output_dir).expanduser())
+        check_latents(config)
         self.dataset = build_dataset(config)
+        self.null_text = null_text(config.data)
         self.heldout = load_heldout(config)
         for folder in (pretrained_folder(config.model), controlnet_folder(config.model)):
             if folder is not None:
@@ -100,6 +102,7 @@ class Trainer:
         else:
             model = build_model(config.model, seed=config.seed)
         check_sizes(model, config)
+        check_texts(model, config, self.null_text)
         check_compilation(model, config)
         use_backend(model, config)
         freeze_the_rest(model, trainable_parameters(model, config.model))
@@ -129,8 +132,10 @@ class Trainer:
             )
         average = config.training.ema
         self.ema = Ema(self.engine, average) if average.decay is not None else None
-        self.restoration = RestorationModel(self.model, config.model, self.device)
-        self.forward = ForwardPass(self.restoration, config, self.framer, averaged=self._averaged_weights)
+        self.restoration = RestorationModel(self.model, config.model, self.device, null_text=self.null_text)
+        self.forward = ForwardPass(
+            self.restoration, config, self.framer, null_text=self.null_text, averaged=self._averaged_weights
+        )
         self.checkpointer = checkpoints.Checkpointer(self.folder.checkpoints, config.training)
         self.preemption = Preemption()
         self.step = 0
@@ -418,7 +423,7 @@ class Trainer:
         with self._averaged_weights():
             evaluated = self._evaluate()
             self._stop_if_asked()
-            export_model(self.engine, self.config, self.folder.export)
+            export_model(self.engine, self.config, self.folder.export, null_text=self.null_text)
             self._stop_if_asked()
             report = write_run_report(
                 self.folder, self.config, self.restoration, evaluated, self.heldout, step=self.step

@@ -1,4 +1,4 @@
-"""The command ``framer shard``."""
+"""The command ``framer prepare``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
+from framer.data.layouts.options import add_layout_arguments, check_layout_arguments, layout_source, layout_workers
 from framer.errors import UserError
 
-HELP = "Make training pairs beforehand, as shards that data.train takes; or verify them."
+if TYPE_CHECKING:
+    import torch
+
+    from framer.data.shards.latents import LatentEncoder
+    from framer.data.shards.manifest import ShardManifest
+
+HELP = "Make training pairs beforehand, or convert pairs, to shards that data.train takes; or verify them."
 
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -25,42 +32,219 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, help="how many samples of the run's stream to write")
     parser.add_argument("--shard-size", type=parse_size, default="256MB", help="size of a shard, default 256MB")
-    parser.add_argument("--workers", type=int, help="processes that make samples; data.workers by default")
-    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare the hashes of all shards in a folder")
+    parser.add_argument(
+        "--workers", type=int, help="processes that make samples; data.workers by default, 1 with --from"
+    )
+    parser.add_argument("--licence", metavar="TEXT", help="licence of your photographs, for the manifest")
+    parser.add_argument(
+        "--captions",
+        metavar="FOLDER|null|model:FOLDER",
+        help="text of each photograph: a folder of text files, empty, or what a Hugging Face captioner says",
+    )
+    parser.add_argument(
+        "--text-encoder", type=Path, metavar="FOLDER", help="diffusers pipeline whose text encoders embed the captions"
+    )
+    parser.add_argument(
+        "--vae", type=Path, metavar="FOLDER", help="diffusers AutoencoderKL whose latents are stored with each sample"
+    )
+    parser.add_argument("--latents-dtype", choices=("fp32", "fp16"), help="how latents are stored, default fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the models run, default cpu")
+    parser.add_argument(
+        "--verify", type=Path, metavar="FOLDER", help="compare the hashes of all shards and texts in a folder"
+    )
+    parser.add_argument(
+        "--preview",
+        type=Path,
+        metavar="PNG",
+        help="write a picture of what every degradation makes of some of the photographs, and nothing else",
+    )
+    parser.add_argument(
+        "--evaluation-pairs",
+        type=Path,
+        metavar="FOLDER",
+        help="write whole photographs of data.evaluation to FOLDER/hr and degraded ones to FOLDER/lr, and nothing else",
+    )
+    add_layout_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.crop_size=512")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes or verifies shards; the exit status."""
+    """Writes or verifies shards, or shows degradations; the exit status."""
     if arguments.verify is not None:
-        from framer.data.shards.verify import verify_shards
+        return _verify(arguments.verify.expanduser())
+    if arguments.preview is not None:
+        return _preview(arguments)
+    if arguments.evaluation_pairs is not None:
+        return _evaluation_pairs(arguments)
+    _check(arguments)
+    config = None if arguments.config is None else load_config(TrainConfig, arguments.config, arguments.overrides)
+    folder: Path = arguments.output.expanduser()
+    from framer.data.shards.licences import UNKNOWN_LICENCE
+    from framer.data.shards.writer import check_output
 
-        folder = arguments.verify.expanduser()
-        manifest = verify_shards(folder)
-        sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards are intact\n")
-        return 0
-    if arguments.config is None or arguments.output is None or arguments.samples is None:
-        raise UserError("give --config, --output and --samples to write shards, or --verify to check them")
-    if arguments.samples < 1:
-        raise UserError(f"--samples must be at least 1, got {arguments.samples}")
-    if arguments.workers is not None and arguments.workers < 0:
-        raise UserError(f"--workers must not be negative, got {arguments.workers}")
-    config = load_config(TrainConfig, arguments.config, arguments.overrides)
-    from framer.data.shards.writer import write_shards
-    from framer.data.sources import open_photographs
-
-    folder = arguments.output.expanduser()
-    manifest = write_shards(
-        open_photographs(config.data, seed=config.seed),
-        folder,
-        crop_size=config.data.crop_size,
-        samples=arguments.samples,
-        shard_size=arguments.shard_size,
-        workers=config.data.workers if arguments.workers is None else arguments.workers,
-    )
+    _check_earlier(check_output(folder), arguments)
+    device = _device(arguments.device)
+    encoder = _latent_encoder(arguments, device)
+    if config is None:
+        manifest = _write_layout(arguments, folder, encoder, device)
+    else:
+        manifest = _write(arguments, config, folder, encoder, device)
     size = sum(shard.bytes for shard in manifest.shards)
     sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB\n")
+    if any(licence.licence == UNKNOWN_LICENCE for licence in manifest.licences):
+        sys.stdout.write("the licence of the photographs is noted as unknown; --licence says it\n")
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    check_layout_arguments(arguments)
+    if arguments.source is None:
+        if arguments.config is None or arguments.output is None or arguments.samples is None:
+            raise UserError("give --config, --output and --samples to write shards, or --verify to check them")
+        if arguments.samples < 1:
+            raise UserError(f"--samples must be at least 1, got {arguments.samples}")
+    if arguments.workers is not None and arguments.workers < 0:
+        raise UserError(f"--workers must not be negative, got {arguments.workers}")
+    if arguments.text_encoder is not None and arguments.captions is None and arguments.source is None:
+        raise UserError("--text-encoder embeds captions; give --captions too ('null' for empty texts)")
+    if arguments.latents_dtype is not None and arguments.vae is None:
+        raise UserError("--latents-dtype is of the latents that --vae stores; give --vae too")
+    if arguments.licence is not None and not arguments.licence.strip():
+        raise UserError("--licence must not be empty; leave it out where the licence is unknown")
+
+
+def _check_earlier(earlier: ShardManifest | None, arguments: argparse.Namespace) -> None:
+    # Texts come before the shards: without this, they would be written beside shards that are then refused.
+    if earlier is not None and arguments.captions is not None and "captions" not in earlier.made_from:
+        raise UserError(
+            f"--output {arguments.output} holds shards that were made without --captions; give another folder, or "
+            "remove this one"
+        )
+
+
+def _verify(folder: Path) -> int:
+    from framer.data.shards.manifest import TEXTS_FOLDER
+    from framer.data.shards.reader import open_shard_texts
+    from framer.data.shards.verify import verify_shards
+
+    manifest = verify_shards(folder)
+    texts = ""
+    if manifest.texts is not None:
+        from framer.data.texts.store import verify_text_store
+
+        verify_text_store(folder / TEXTS_FOLDER)
+        texts = f", and {len(open_shard_texts(folder, manifest.texts))} texts,"
+    shards = f"{manifest.samples} samples in {len(manifest.shards)} shards"
+    sys.stdout.write(f"{folder}: {shards}{texts} are intact\n")
+    return 0
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    if arguments.config is None:
+        raise UserError("--preview needs --config, whose photographs, seed, data.crop_size and data.scale it uses")
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.data.preview import write_preview
+    from framer.data.sources import photograph_files
+
+    path = arguments.preview.expanduser()
+    data = config.data
+    shown = write_preview(path, photograph_files(data), crop_size=data.crop_size, scale=data.scale, seed=config.seed)
+    sys.stdout.write(f"{path}: {shown}\n")
+    return 0
+
+
+def _evaluation_pairs(arguments: argparse.Namespace) -> int:
+    if arguments.config is None:
+        raise UserError(
+            "--evaluation-pairs needs --config, whose data.evaluation, data.scale, data.degradation and "
+            "evaluation.seed it uses"
+        )
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.data.evaluation_pairs import HR_FOLDER, LR_FOLDER, write_evaluation_pairs
+    from framer.data.sources import evaluation_files
+
+    folder: Path = arguments.evaluation_pairs.expanduser()
+    pairs = write_evaluation_pairs(
+        evaluation_files(config.data),
+        folder,
+        scale=config.data.scale,
+        degradation=config.data.degradation,
+        seed=config.evaluation.seed,
+    )
+    sys.stdout.write(f"{folder}: {pairs} photographs in {HR_FOLDER}, the same degraded in {LR_FOLDER}\n")
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this installation of torch finds no CUDA GPU; use --device cpu")
+    return torch.device(name)
+
+
+def _latent_encoder(arguments: argparse.Namespace, device: torch.device) -> LatentEncoder | None:
+    if arguments.vae is None or arguments.keep_latents:
+        return None
+    from framer.data.shards.latents import LatentEncoder
+
+    return LatentEncoder(arguments.vae.expanduser(), dtype=arguments.latents_dtype or "fp32", device=device)
+
+
+def _write(
+    arguments: argparse.Namespace,
+    config: TrainConfig,
+    folder: Path,
+    encoder: LatentEncoder | None,
+    device: torch.device,
+) -> ShardManifest:
+    from framer.data.shards.licences import licences_of
+    from framer.data.shards.manifest import TEXTS_FOLDER
+    from framer.data.shards.stream_pairs import PhotographTexts, StreamPairs
+    from framer.data.shards.writer import write_shards
+    from framer.data.sources import open_photographs, photograph_root
+
+    photographs = open_photographs(config.data, seed=config.seed)
+    root = photograph_root(config.data)
+    licences = licences_of(photographs.paths, bundled=root is None, stated=arguments.licence)
+    texts = None
+    if arguments.captions is not None:
+        from framer.data.texts.prepare import prepare_texts
+
+        prepared = prepare_texts(
+            photographs.paths,
+            root,
+            folder / TEXTS_FOLDER,
+            captions=arguments.captions,
+            encoder_folder=arguments.text_encoder,
+            device=device,
+            tokens=config.model.text_tokens if "text_tokens" in config.model.model_fields_set else None,
+        )
+        texts = PhotographTexts(prepared.captions, prepared.store, root)
+    return write_shards(
+        StreamPairs(photographs, samples=arguments.samples, texts=texts, licences=licences),
+        folder,
+        crop_size=config.data.crop_size,
+        shard_size=arguments.shard_size,
+        workers=config.data.workers if arguments.workers is None else arguments.workers,
+        encoder=encoder,
+    )
+
+
+def _write_layout(
+    arguments: argparse.Namespace, folder: Path, encoder: LatentEncoder | None, device: torch.device
+) -> ShardManifest:
+    from framer.data.shards.writer import write_shards
+
+    source = layout_source(arguments, folder, device)
+    return write_shards(
+        source,
+        folder,
+        crop_size=source.crop_size,
+        shard_size=arguments.shard_size,
+        workers=layout_workers(arguments),
+        encoder=encoder,
+    )
 
 
 def parse_size(text: str) -> int:

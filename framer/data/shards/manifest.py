@@ -14,10 +14,14 @@ from framer.config.types import NonNegativeInt, PositiveInt
 from framer.data.buckets import CropSize
 from framer.errors import UserError
 
+FORMAT_VERSION: Final = 2
 MANIFEST_FILE: Final = "shards.json"
+TEXTS_FOLDER: Final = "texts"
+"""The subfolder that holds the samples' texts."""
 UNFINISHED_FILE: Final = "shards.unfinished.json"
 """A manifest of the shards written so far; the finished manifest takes its place."""
 
+LatentsDtype = Literal["fp32", "fp16"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -64,10 +68,43 @@ class BucketRecord(_Section):
         return CropSize(self.height, self.width)
 
 
+class LatentsRecord(_Section):
+    """What the latents of the samples are: raw moments of an autoencoder's posterior, neither shifted nor scaled."""
+
+    dtype: LatentsDtype
+    channels: PositiveInt
+    downscale: PositiveInt
+    """Pixels a side of one latent pixel: the latents of a bucket are ``[channels, height / downscale, ...]``."""
+    vae_sha256: Sha256
+    """SHA-256 of the autoencoder's weights."""
+
+
+class TextsRecord(_Section):
+    """What the text store in the folder holds."""
+
+    fingerprint: Sha256
+    tokens: PositiveInt
+    prompt: PositiveInt
+    """Channels of the embeddings of tokens."""
+    pooled: PositiveInt | None
+    """Channels of the pooled embedding, where there is one."""
+
+
+class LicenceRecord(_Section):
+    """Under which terms photographs are used."""
+
+    photographs: str
+    """Name of one, or ``all``."""
+    licence: str
+    """As its source states it; ``unknown`` where nobody said it."""
+    credit: str | None = None
+    source: str | None = None
+
+
 class ShardManifest(_Section):
     """A folder of shards. All shards of one bucket have consecutive numbers."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     samples: PositiveInt
     """Samples in all shards."""
     crop_size: PositiveInt
@@ -79,6 +116,11 @@ class ShardManifest(_Section):
     """SHA-256 of ``made_from``."""
     made_from: dict[str, Any]
     """Everything that the shards' bytes depend on."""
+    latents: LatentsRecord | None
+    """None where the samples have none."""
+    texts: TextsRecord | None
+    """None where the folder has no text store."""
+    licences: list[LicenceRecord]
     shards: list[ShardRecord]
 
     @property
@@ -111,6 +153,26 @@ class ShardManifest(_Section):
             raise ValueError(f"there are {self.samples} samples, {held} of them in shards")
 
 
+class _WrittenManifest(ShardManifest):
+    sha256: Sha256
+
+    @model_validator(mode="after")
+    def _is_what_was_written(self) -> _WrittenManifest:
+        if fingerprint(_content(self)) != self.sha256:
+            raise ValueError("the content is not what was written: its SHA-256 is not the one in it")
+        return self
+
+
+def manifest_text(manifest: ShardManifest) -> str:
+    """A manifest as its file's text, with the hash that tells whether anything in it was changed."""
+    content = _content(manifest)
+    return json.dumps(content | {"sha256": fingerprint(content)}, indent=2) + "\n"
+
+
+def _content(manifest: ShardManifest) -> dict[str, Any]:
+    return manifest.model_dump(mode="json", exclude={"sha256"})
+
+
 def fingerprint(made_from: dict[str, Any]) -> str:
     """SHA-256 of a mapping of JSON values, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
@@ -132,12 +194,12 @@ def read_manifest(folder: Path) -> ShardManifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         state = "its shards are not finished" if (folder / UNFINISHED_FILE).is_file() else "it cannot be read as shards"
-        raise UserError(f"{folder} has no {MANIFEST_FILE}: {state}; run the same 'framer shard' command again")
+        raise UserError(f"{folder} has no {MANIFEST_FILE}: {state}; run the same 'framer prepare' command again")
     manifest = parse_manifest(path)
     try:
         manifest.check_complete()
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; run the same 'framer shard' command again") from None
+        raise UserError(f"{path} is damaged: {error}; run the same 'framer prepare' command again") from None
     return manifest
 
 
@@ -148,11 +210,18 @@ def parse_manifest(path: Path) -> ShardManifest:
         UserError: It cannot be read or is damaged.
     """
     try:
-        return ShardManifest.model_validate_json(path.read_bytes())
+        return _WrittenManifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        problems = error.errors(include_url=False)
+        version = next((problem["input"] for problem in problems if problem["loc"] == ("format_version",)), None)
+        if type(version) is int:
+            raise UserError(
+                f"{path} is of format {version}, but this version of framer reads format {FORMAT_VERSION}; make the "
+                "shards anew in another folder with 'framer prepare'"
+            ) from None
+        first = problems[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]

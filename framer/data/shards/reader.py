@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from framer.data.buckets import BucketOrder, CropSize
-from framer.data.samples import Sample, draw_quarter_turns, sample_of_pair
-from framer.data.shards.index import HR, LR, META, Offsets, open_index, sample_key, spans_of
-from framer.data.shards.manifest import ShardManifest, ShardRecord
+from framer.data.captioned import drops_text
+from framer.data.samples import Sample, draw_quarter_turns
+from framer.data.shards.index import LATENTS, META, Offsets, members_of, open_index, sample_key, spans_of
+from framer.data.shards.latents import read_latents
+from framer.data.shards.manifest import MANIFEST_FILE, TEXTS_FOLDER, ShardManifest, ShardRecord, TextsRecord
 from framer.data.shards.order import ShardOrder
+from framer.data.shards.pairs import read_meta, sample_of_files
 from framer.errors import UserError
-from framer.extras import require
+from framer.models.text import TextEmbeddings
 from framer.seeding import derived_seed
+
+if TYPE_CHECKING:
+    from framer.data.texts.store import TextStore
 
 OPEN_SHARDS: Final = 16
 """Shards that one process keeps open."""
@@ -35,9 +38,10 @@ class _OpenShard(NamedTuple):
 class ShardDataset(Dataset[Sample]):
     """An endless stream of the pairs in a folder of shards.
 
-    Like :class:`~framer.data.dataset.RealISRDataset`, whose samples these are: sample ``i`` depends on the seed and
-    ``i`` alone. The order is that of :class:`~framer.data.shards.order.ShardOrder` within each bucket; what is drawn
-    anew each time is the mirroring and the turns of a pair, which its stored LR image allows.
+    With the latents and texts that were prepared with them. Like :class:`~framer.data.dataset.RealISRDataset`: sample
+    ``i`` depends on the seed and ``i`` alone. The order is that of :class:`~framer.data.shards.order.ShardOrder` within
+    each bucket; what is drawn anew each time is the mirroring and the turns of a pair, which its stored LR image allows
+    but stored latents do not, and whether its text is dropped.
 
     Args:
         folder: The folder.
@@ -46,9 +50,12 @@ class ShardDataset(Dataset[Sample]):
         horizontal_flip: Whether a pair is mirrored with probability one half.
         quarter_turns: Whether a pair is turned by 0, 90, 180 or 270 degrees with equal probability; by 0 or 180 where
             its bucket is not square.
+        null_text_probability: How often a sample has the empty text in the place of its own.
 
     Raises:
-        UserError: A shard or its index is missing or has another size than the manifest says.
+        UserError: A shard or its index is missing or has another size than the manifest says; or the texts are missing,
+            damaged, or others than the manifest says.
+        ValueError: Pairs with latents are to be mirrored or turned, or texts to be dropped that are not there.
     """
 
     def __init__(
@@ -59,14 +66,23 @@ class ShardDataset(Dataset[Sample]):
         seed: int,
         horizontal_flip: bool = False,
         quarter_turns: bool = False,
+        null_text_probability: float = 0.0,
     ) -> None:
+        if manifest.latents is not None and (horizontal_flip or quarter_turns):
+            raise ValueError("stored latents can be neither mirrored nor turned")
+        if manifest.texts is None and null_text_probability:
+            raise ValueError(f"there are no texts to drop with probability {null_text_probability}")
         check_sizes(folder, manifest.shards)
         self.folder = folder
         self.scale = manifest.scale
         self.seed = seed
         self.horizontal_flip = horizontal_flip
         self.quarter_turns = quarter_turns
+        self.null_text_probability = null_text_probability
+        self._latents = manifest.latents
+        self._texts = None if manifest.texts is None else open_shard_texts(folder, manifest.texts)
         self.buckets: list[CropSize] = [bucket.size for bucket in manifest.buckets]
+        self._members = members_of(latents=manifest.latents is not None)
         self._shards = [[shard for shard in manifest.shards if shard.size == size] for size in self.buckets]
         self.bucket_sizes: list[int] = [sum(shard.samples for shard in shards) for shards in self._shards]
         self._orders = [
@@ -97,42 +113,59 @@ class ShardDataset(Dataset[Sample]):
         """
         shard_number, row = self._orders[bucket].locate(place)
         shard = self._shards[bucket][shard_number]
-        hr, lr, name = self._pair(shard, row)
+        key, files = self._files(shard, row)
+        where = f"{self.folder / shard.file}: sample {key}"
         rng = np.random.default_rng(derived_seed(self.seed, "shard augmentation", index))
-        if self.horizontal_flip and rng.random() < 0.5:
-            hr, lr = hr[:, ::-1], lr[:, ::-1]
-        if self.quarter_turns:
-            turns = draw_quarter_turns(rng, square=shard.height == shard.width)
-            hr, lr = np.rot90(hr, turns), np.rot90(lr, turns)
-        return sample_of_pair(_from_bytes(hr), _from_bytes(lr), index=index, name=name)
+        flip = self.horizontal_flip and bool(rng.random() < 0.5)
+        turns = draw_quarter_turns(rng, square=shard.height == shard.width) if self.quarter_turns else 0
+        sample = sample_of_files(
+            files, shard.size, scale=self.scale, index=index, flip=flip, quarter_turns=turns, where=where
+        )
+        if self._latents is not None:
+            latents = read_latents(files[LATENTS], self._latents, shard.size, f"{where}: {LATENTS}")
+            sample["hr_latents_mean"] = latents.hr_mean
+            sample["hr_latents_logvar"] = latents.hr_logvar
+            sample["lr_latents_mean"] = latents.lr_mean
+        if self._texts is not None:
+            text = self._text(self._texts, files[META], index, f"{where}: {META}")
+            sample["prompt_embeds"] = text.prompt
+            if text.pooled is not None:
+                sample["pooled_prompt_embeds"] = text.pooled
+        return sample
 
-    def _pair(self, shard: ShardRecord, row: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], str]:
+    def _text(self, texts: TextStore, meta: bytes, index: int, where: str) -> TextEmbeddings:
+        from framer.data.texts.store import NULL_ROW
+
+        row = read_meta(meta, where).text
+        if row is None:
+            raise UserError(f"{where} is damaged: text: there is no row, although the folder has texts")
+        try:
+            own = texts.embeddings(row)
+        except (IndexError, UserError) as error:
+            raise UserError(f"{where}: text: {error}") from None
+        return texts.embeddings(NULL_ROW) if drops_text(self.seed, index, self.null_text_probability) else own
+
+    def _files(self, shard: ShardRecord, row: int) -> tuple[str, dict[str, bytes]]:
+        """The key and the files of a sample."""
         path = self.folder / shard.file
         opened = self._opened(shard)
-        spans = spans_of(opened.offsets[row])
-        where = f"{path}: sample {sample_key(int(opened.offsets[row][0]))}"
+        spans = spans_of(opened.offsets[row], self._members)
+        key = sample_key(int(opened.offsets[row][0]))
         # A sample's files lie one after the other: a single read takes them all.
         start = min(span.offset for span in spans.values())
         length = max(span.offset + span.size for span in spans.values()) - start
         try:
             data = os.pread(opened.descriptor, length, start)
         except OSError as error:
-            raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
+            raise UserError(f"{path}: sample {key}: cannot be read: {error.strerror or error}") from None
         if len(data) < length:
-            raise UserError(f"{where}: the shard ends {length - len(data)} bytes before the sample does")
-        files = {name: data[span.offset - start :][: span.size] for name, span in spans.items()}
-        hr = _decode(files[HR], shard.size, f"{where}: {HR}")
-        lr = _decode(files[LR], CropSize(shard.height // self.scale, shard.width // self.scale), f"{where}: {LR}")
-        try:
-            name = json.loads(files[META])["name"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: {META} is damaged: {error!r}") from None
-        return hr, lr, str(name)
+            raise UserError(f"{path}: sample {key}: the shard ends {length - len(data)} bytes before the sample does")
+        return key, {name: data[span.offset - start :][: span.size] for name, span in spans.items()}
 
     def _opened(self, shard: ShardRecord) -> _OpenShard:
         opened = self._open.pop(shard.file, None)
         if opened is None:
-            offsets = open_index(self.folder / shard.index_file, samples=shard.samples)
+            offsets = open_index(self.folder / shard.index_file, samples=shard.samples, members=self._members)
             path = self.folder / shard.file
             try:
                 opened = _OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), offsets)
@@ -158,6 +191,23 @@ class ShardDataset(Dataset[Sample]):
         return self.__dict__ | {"_open": OrderedDict()}
 
 
+def open_shard_texts(folder: Path, record: TextsRecord) -> TextStore:
+    """Opens the texts of a folder of shards.
+
+    Raises:
+        UserError: They are missing, damaged, or others than those that the shards were made with.
+    """
+    from framer.data.texts.store import TextStore
+
+    store = TextStore(folder / TEXTS_FOLDER)
+    if store.fingerprint != record.fingerprint:
+        raise UserError(
+            f"{store.folder} holds other texts than those of {folder / MANIFEST_FILE}; copy the folder again, or make "
+            "the shards anew in another one"
+        )
+    return store
+
+
 def check_sizes(folder: Path, shards: Sequence[ShardRecord]) -> None:
     """Compares the sizes of all files with what their records say.
 
@@ -177,26 +227,6 @@ def check_sizes(folder: Path, shards: Sequence[ShardRecord]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} files more)" if len(problems) > 1 else ""
         raise UserError(
-            f"{problems[0]}{more}; copy the folder again, or run the same 'framer shard' command again to make it anew"
+            f"{problems[0]}{more}; copy the folder again, or run the same 'framer prepare' command again to make it "
+            "anew"
         )
-
-
-def _decode(data: bytes, size: CropSize, where: str) -> npt.NDArray[np.uint8]:
-    image_module = require("PIL.Image", extra="train")
-    try:
-        with image_module.open(io.BytesIO(data), formats=("PNG",)) as opened:
-            image = np.array(opened.convert("RGB"), dtype=np.uint8)
-    except image_module.UnidentifiedImageError:
-        raise UserError(f"{where} does not decode: it is not a PNG file") from None
-    except Exception as error:  # whatever a damaged file makes the decoder raise
-        raise UserError(f"{where} does not decode: {str(error) or type(error).__name__}") from None
-    if image.shape[:2] != size:
-        raise UserError(
-            f"{where} has {image.shape[1]}x{image.shape[0]} pixels instead of the {size.width}x{size.height} of its "
-            "shard"
-        )
-    return image
-
-
-def _from_bytes(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    return pixels.astype(np.float32) / np.float32(255.0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from framer.data.shards.manifest import ShardManifest, ShardRecord, read_manifest
 from framer.errors import UserError
 from framer.extras import require
+from framer.files import file_sha256 as file_sha256
 
 
 def is_intact(folder: Path, shard: ShardRecord) -> bool:
@@ -30,12 +30,6 @@ def problem_of(folder: Path, shard: ShardRecord) -> str | None:
     return None
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify_shards(folder: Path) -> ShardManifest:
     """Reads every byte of a folder of shards and compares the hashes.
 
@@ -51,7 +45,7 @@ def verify_shards(folder: Path) -> ShardManifest:
     if problems:
         listing = "\n  ".join(problems)
         raise UserError(
-            f"{len(problems)} of {len(manifest.shards)} shards are damaged; run the same 'framer shard' command again "
-            f"to make them anew:\n  {listing}"
+            f"{len(problems)} of {len(manifest.shards)} shards are damaged; run the same 'framer prepare' command "
+            f"again to make them anew:\n  {listing}"
         )
     return manifest

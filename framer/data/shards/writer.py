@@ -1,27 +1,22 @@
-"""Writing the first samples of a stream of photographs into shards."""
+"""Writing pairs into shards."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from framer.data.buckets import BucketOrder
-from framer.data.dataset import RealISRDataset
-from framer.data.shards.index import HR, LR, META, index_bytes, index_tar, sample_key
+from framer.data.samples import Sample
+from framer.data.shards.index import LATENTS, index_bytes, index_tar, members_of, sample_key
 from framer.data.shards.manifest import (
+    FORMAT_VERSION,
     MANIFEST_FILE,
     UNFINISHED_FILE,
     BucketRecord,
@@ -29,127 +24,146 @@ from framer.data.shards.manifest import (
     ShardRecord,
     fingerprint,
     is_shard_folder,
+    manifest_text,
     parse_manifest,
 )
+from framer.data.shards.pairs import EncodedPair, PairSource, sample_of_files
 from framer.data.shards.verify import file_sha256, is_intact
 from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
 from framer.extras import require
 from framer.files import sync_folder, write_bytes, write_text
 
+if TYPE_CHECKING:
+    from framer.data.shards.latents import LatentEncoder
+
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION: Final = 1
-# Other versions of these can give other pixels, or other bytes for the same pixels.
-_LIBRARIES: Final = ("numpy", "cv2", "PIL", "scipy", "webdataset")
+# Other versions of these can give other bytes for the same pixels.
+_LIBRARIES: Final = ("PIL", "webdataset")
 # Keys of made_from that come from the command line; all others are of the configuration or of the machine.
-_OPTIONS: Final = {"samples": "--samples", "shard_size": "--shard-size"}
+_OPTIONS: Final = {
+    "samples": "--samples",
+    "shard_size": "--shard-size",
+    "vae": "--vae",
+    "latents_dtype": "--latents-dtype",
+    "device": "--device",
+    "captions": "--captions",
+    "texts": "--text-encoder",
+}
 
 
-class _EncodedPair(NamedTuple):
-    number: int
-    files: dict[str, bytes]
+class _Made(NamedTuple):
+    pair: EncodedPair
+    images: Sample | None
+    """What training reads from the pair's files, where latents are made of it."""
 
 
-class _Plan(NamedTuple):
-    """Which samples are written, in which order: bucket after bucket, each in the order of the stream."""
+class _MadePairs(Dataset[_Made]):
+    def __init__(self, source: PairSource, *, with_images: bool) -> None:
+        self._source = source
+        self._with_images = with_images
+        self._ends = list(accumulate(source.rows))
 
-    rows: npt.NDArray[np.int64]
-    """``int64 [samples, 3]``: bucket, place in the bucket's stream, number in the whole stream."""
-    ends: list[int]
-    """Row after the last one of each bucket."""
-
-
-class _EncodedPairs(Dataset[_EncodedPair]):
-    def __init__(self, dataset: RealISRDataset, plan: _Plan) -> None:
-        self._dataset = dataset
-        self._rows = plan.rows
-
-    def __getitem__(self, row: int) -> _EncodedPair:
-        bucket, place, number = (int(value) for value in self._rows[row])
-        sample = self._dataset.sample(bucket, place, number)
-        meta = json.dumps({"index": number, "name": sample["name"]}, ensure_ascii=False)
-        return _EncodedPair(number, {HR: _png(sample["hr"]), LR: _png(sample["lr"]), META: meta.encode()})
+    def __getitem__(self, row: int) -> _Made:
+        pair = self._source.encoded(row)
+        if not self._with_images:
+            return _Made(pair, None)
+        size = self._source.buckets[bisect_right(self._ends, row)]
+        return _Made(pair, sample_of_files(pair.files, size, scale=self._source.scale, index=pair.number))
 
 
 def write_shards(
-    dataset: RealISRDataset, folder: Path, *, crop_size: int, samples: int, shard_size: int, workers: int
+    source: PairSource,
+    folder: Path,
+    *,
+    crop_size: int,
+    shard_size: int,
+    workers: int,
+    encoder: LatentEncoder | None = None,
 ) -> ShardManifest:
-    """Writes the first ``samples`` samples of a stream into a folder of shards.
+    """Writes all pairs of a source into a folder of shards.
 
-    The bytes depend on the arguments but for ``workers``, and on the photographs. Each shard holds samples of one
-    bucket. A shard appears under its name when it is complete and on disk, and the manifest after all shards; a call
-    that was interrupted is finished by another one with the same arguments, which keeps the shards whose hashes are
-    right.
+    The bytes depend on the arguments but for ``workers``. Each shard holds samples of one bucket. A shard appears under
+    its name when it is complete and on disk, and the manifest after all shards; a call that was interrupted is finished
+    by another one with the same arguments, which keeps the shards whose hashes are right.
 
     Args:
-        dataset: The photographs.
+        source: The pairs.
         folder: Where the shards go; made if needed.
         crop_size: ``data.crop_size`` of the configuration.
-        samples: How many samples to write.
         shard_size: A shard is finished once its images and texts have this size, in bytes.
-        workers: Processes that make samples; 0 makes them in this one.
+        workers: Processes that make pairs; 0 makes them in this one.
+        encoder: Makes the latents of each pair, in this process; None writes those of the source, if it has any.
 
     Returns:
         The manifest.
 
     Raises:
         UserError: The folder holds something else, or shards of other settings or photographs; or the disk is full; or
-            a photograph can no longer be read.
-        ValueError: A number is out of range.
+            what a pair is made of can no longer be read.
+        ValueError: A number is out of range, or there are latents of both the source and an encoder.
     """
-    if samples < 1 or shard_size < 1:
-        raise ValueError(f"samples and shard_size must be at least 1, got {samples} and {shard_size}")
-    made_from = _made_from(dataset, samples=samples, shard_size=shard_size, crop_size=crop_size)
-    plan = _plan(dataset, samples)
-    counts = np.diff([0, *plan.ends])
+    if source.latents is not None and encoder is not None:
+        raise ValueError("the source has latents of its own; give no encoder")
+    if len(source) < 1 or shard_size < 1:
+        raise ValueError(f"pairs and shard_size must be at least 1, got {len(source)} and {shard_size}")
+    if encoder is not None:
+        for size in source.buckets:
+            encoder.check_size(size)
+    made_from = _made_from(source, encoder, shard_size=shard_size, crop_size=crop_size)
     manifest = ShardManifest.model_validate(
         {
             "format_version": FORMAT_VERSION,
-            "samples": samples,
+            "samples": len(source),
             "crop_size": crop_size,
-            "scale": dataset.scale,
-            "degradation": dataset.degradation.name,
+            "scale": source.scale,
+            "degradation": source.degradation,
             "buckets": [
-                BucketRecord(height=size.height, width=size.width, samples=int(count))
-                for size, count in zip(dataset.buckets, counts, strict=True)
+                BucketRecord(height=size.height, width=size.width, samples=count)
+                for size, count in zip(source.buckets, source.rows, strict=True)
             ],
             "fingerprint": fingerprint(made_from),
             "made_from": made_from,
+            "latents": source.latents if encoder is None else encoder.record,
+            "texts": source.texts,
+            "licences": source.licences,
             "shards": [],
         }
     )
-    earlier = _earlier_shards(folder, manifest)
+    earlier = _earlier_shards(folder, made_from)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    write_text(folder / UNFINISHED_FILE, _as_json(manifest.model_copy(update={"shards": earlier})))
-    shards = _write_all(dataset, folder, manifest, plan, earlier, shard_size=shard_size, workers=workers)
+    write_text(folder / UNFINISHED_FILE, manifest_text(manifest.model_copy(update={"shards": earlier})))
+    shards = _write_all(source, folder, manifest, earlier, encoder=encoder, shard_size=shard_size, workers=workers)
     manifest = manifest.model_copy(update={"shards": shards})
     manifest.check_complete()
-    write_text(folder / MANIFEST_FILE, _as_json(manifest))
+    write_text(folder / MANIFEST_FILE, manifest_text(manifest))
     (folder / UNFINISHED_FILE).unlink()
     sync_folder(folder)
     return manifest
 
 
 def _write_all(
-    dataset: RealISRDataset,
+    source: PairSource,
     folder: Path,
     manifest: ShardManifest,
-    plan: _Plan,
     earlier: list[ShardRecord],
     *,
+    encoder: LatentEncoder | None,
     shard_size: int,
     workers: int,
 ) -> list[ShardRecord]:
-    progress = require("tqdm", extra="train").tqdm(total=len(plan.rows), desc="shard", unit="sample")
+    members = members_of(latents=manifest.latents is not None)
+    ends = list(accumulate(source.rows))
+    progress = require("tqdm", extra="train").tqdm(total=len(source), desc="prepare", unit="sample")
     shards: list[ShardRecord] = []
     row = 0
-    pairs: Iterator[_EncodedPair] | None = None
+    pairs: Iterator[EncodedPair] | None = None
     try:
-        while row < len(plan.rows):
+        while row < len(source):
             number = len(shards)
             record = earlier[number] if number < len(earlier) else None
             if record is not None and is_intact(folder, record):
@@ -160,14 +174,14 @@ def _write_all(
                 if record is not None:
                     logger.warning("%s is missing or damaged and is written again", folder / record.file)
                 if pairs is None:
-                    pairs = _encoded(dataset, plan, row, workers)
-                end = next(end for end in plan.ends if end > row)
-                size = dataset.buckets[int(plan.rows[row][0])]
+                    pairs = _encoded(source, encoder, row, workers)
+                bucket = next(bucket for bucket, end in enumerate(ends) if end > row)
+                size, most = source.buckets[bucket], ends[bucket] - row
                 path = folder / f"{number:06d}.tar"
-                count = _write_shard(path, pairs, most=end - row, shard_size=shard_size, progress=progress)
+                count = _write_shard(path, pairs, members, most=most, shard_size=shard_size, progress=progress)
                 record = _record(path, count, size.height, size.width)
                 known = [*shards, record, *earlier[number + 1 :]]
-                write_text(folder / UNFINISHED_FILE, _as_json(manifest.model_copy(update={"shards": known})))
+                write_text(folder / UNFINISHED_FILE, manifest_text(manifest.model_copy(update={"shards": known})))
             shards.append(record)
             row += record.samples
     finally:
@@ -175,24 +189,31 @@ def _write_all(
     return shards
 
 
-def _encoded(dataset: RealISRDataset, plan: _Plan, row: int, workers: int) -> Iterator[_EncodedPair]:
-    loader: DataLoader[_EncodedPair] = DataLoader(
-        _EncodedPairs(dataset, plan),
+def _encoded(source: PairSource, encoder: LatentEncoder | None, row: int, workers: int) -> Iterator[EncodedPair]:
+    loader: DataLoader[_Made] = DataLoader(
+        _MadePairs(source, with_images=encoder is not None),
         batch_size=None,
-        sampler=range(row, len(plan.rows)),
+        sampler=range(row, len(source)),
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),
     )
-    return loaded(loader)
+    for pair, images in loaded(loader):
+        if encoder is None or images is None:
+            yield pair
+        else:
+            latents = encoder.encode(images["hr"], images["lr_upsampled"], f"sample {sample_key(pair.number)}")
+            yield pair._replace(files=pair.files | {LATENTS: latents})
 
 
-def _as_it_is(pair: Any) -> Any:
-    return pair
+def _as_it_is(made: Any) -> Any:
+    return made
 
 
-def _write_shard(path: Path, pairs: Iterator[_EncodedPair], *, most: int, shard_size: int, progress: Any) -> int:
+def _write_shard(
+    path: Path, pairs: Iterator[EncodedPair], members: Sequence[str], *, most: int, shard_size: int, progress: Any
+) -> int:
     """Writes a tar file aside, and its index, then renames it; returns the number of samples."""
     webdataset = require("webdataset", extra="train")
     partial = path.with_name(f".{path.name}.partial")
@@ -208,7 +229,7 @@ def _write_shard(path: Path, pairs: Iterator[_EncodedPair], *, most: int, shard_
                     progress.update()
             file.flush()
             os.fsync(file.fileno())
-        offsets = index_tar(partial)
+        offsets = index_tar(partial, members)
         write_bytes(_index_path(path), index_bytes(offsets))
         partial.replace(path)
         sync_folder(path.parent)
@@ -240,34 +261,30 @@ def _record(path: Path, samples: int, height: int, width: int) -> ShardRecord:
     )
 
 
-def _plan(dataset: RealISRDataset, samples: int) -> _Plan:
-    order = BucketOrder(dataset.bucket_sizes, block=1, seed=dataset.seed)
-    rows: list[tuple[int, int, int]] = []
-    ends: list[int] = []
-    for bucket, size in enumerate(dataset.bucket_sizes):
-        place = 0
-        while size and (number := order.block_of(bucket, place)) < samples:
-            rows.append((bucket, place, number))
-            place += 1
-        ends.append(len(rows))
-    return _Plan(np.array(rows, dtype=np.int64).reshape(-1, 3), ends)
+def check_output(folder: Path) -> ShardManifest | None:
+    """The manifest of the shards that an earlier call left in a folder, finished or not; None if there are none.
 
-
-def _earlier_shards(folder: Path, manifest: ShardManifest) -> list[ShardRecord]:
-    """The shards that an earlier call with the same arguments left."""
+    Raises:
+        UserError: The folder is a file, holds shards that have no manifest, or its manifest is damaged.
+    """
     for name in (MANIFEST_FILE, UNFINISHED_FILE):
         if (folder / name).is_file():
-            earlier = parse_manifest(folder / name)
-            break
-    else:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--output {folder} is a file; give a folder")
-        if is_shard_folder(folder):
-            raise UserError(
-                f"--output {folder} holds numbered tar files that this command did not write; give another folder"
-            )
+            return parse_manifest(folder / name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file; give a folder")
+    if is_shard_folder(folder):
+        raise UserError(
+            f"--output {folder} holds numbered tar files that this command did not write; give another folder"
+        )
+    return None
+
+
+def _earlier_shards(folder: Path, now: dict[str, Any]) -> list[ShardRecord]:
+    """The shards that an earlier call with the same arguments left."""
+    earlier = check_output(folder)
+    if earlier is None:
         return []
-    before, now = earlier.made_from, manifest.made_from
+    before = earlier.made_from
     changed = [
         f"{_OPTIONS.get(key, key)} {before.get(key)} (now {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
@@ -281,40 +298,7 @@ def _earlier_shards(folder: Path, manifest: ShardManifest) -> list[ShardRecord]:
     return earlier.shards
 
 
-def _made_from(dataset: RealISRDataset, *, samples: int, shard_size: int, crop_size: int) -> dict[str, Any]:
-    preset = json.dumps(asdict(dataset.degradation), sort_keys=True)
-    made_from = {
-        "samples": samples,
-        "shard_size": shard_size,
-        "seed": dataset.seed,
-        "photographs": f"{len(dataset.paths)} files, SHA-256 {_digest_of_photographs(dataset.paths)}",
-        "data.crop_size": crop_size,
-        "data.buckets": [list(bucket) for bucket in dataset.buckets],
-        "data.scale": dataset.scale,
-        "data.degradation": f"{dataset.degradation.name}, SHA-256 {hashlib.sha256(preset.encode()).hexdigest()}",
-        "data.horizontal_flip": dataset.horizontal_flip,
-        "data.quarter_turns": dataset.quarter_turns,
-        "data.rescale": list(dataset.rescale),
-        "data.colour_jitter": dataset.colour_jitter,
-        "margin": dataset.margin,
-    }
-    return made_from | {name: str(require(name, extra="train").__version__) for name in _LIBRARIES}
-
-
-def _digest_of_photographs(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _png(image: Tensor) -> bytes:
-    """An image ``float32 [3, H, W]`` in ``[-1, 1]`` as a PNG file of 8 bits."""
-    pixels = ((image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    require("PIL.Image", extra="train").fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _as_json(manifest: ShardManifest) -> str:
-    return json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
+def _made_from(source: PairSource, encoder: LatentEncoder | None, *, shard_size: int, crop_size: int) -> dict[str, Any]:
+    own = {"samples": len(source), "shard_size": shard_size, "data.crop_size": crop_size}
+    libraries = {name: str(require(name, extra="train").__version__) for name in _LIBRARIES}
+    return source.made_from | own | libraries | ({} if encoder is None else encoder.made_from)

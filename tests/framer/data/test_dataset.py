@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import pickle
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -139,6 +140,30 @@ def test_batches_do_not_depend_on_workers(workers: int) -> None:
             assert torch.equal(batch["lr"][place], expected["lr"])
             assert torch.equal(batch["hr"][place], expected["hr"])
             assert batch["name"][place] == expected["name"]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("degradation", ["heavy", "light", "stablesr"])
+def test_all_bytes_are_the_same_for_any_workers_and_batch_size(degradation: str) -> None:
+    dataset = _dataset(
+        degradation=degradation, seed=11, quarter_turns=True, colour_jitter=True, rescale=(1.0, 0.5), cache_bytes=0
+    )
+    alone = [_bytes_of(dataset[index]) for index in range(12)]
+    assert len(set(alone)) == 12
+    for workers, batch_size in ((0, 4), (1, 3), (2, 2), (3, 1), (3, 6)):
+        loader = DataLoader(
+            dataset, batch_sampler=StreamSampler(batch_size, 0, 1, stop=12 // batch_size), num_workers=workers
+        )
+        assert [_bytes_of(sample) for batch in loader for sample in _samples_of(batch)] == alone
+
+
+def _samples_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: values[place] for key, values in batch.items()} for place in range(len(batch["name"]))]
+
+
+def _bytes_of(sample: Any) -> bytes:
+    tensors = b"".join(sample[key].numpy().tobytes() for key in ("hr", "lr", "lr_upsampled"))
+    return tensors + f"{int(sample['index'])} {sample['name']}".encode()
 
 
 def test_pickled_dataset_gives_the_same_samples_and_leaves_the_cache_behind() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 from dataclasses import replace
 from typing import Any
@@ -7,9 +9,20 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from framer.data import degradations
-from framer.data.degradations import PRESETS, DegradationPreset, degradation_preset, degrade, sharpen
+from framer.data.blur_kernels import KernelDraw
+from framer.data.degradation_draws import DegradationDraw, ResizeDraw
+from framer.data.degradations import (
+    PRESETS,
+    DegradationPreset,
+    apply_degradation,
+    degradation_preset,
+    degrade,
+    draw_degradation,
+    sharpen,
+)
 from framer.data.images import read_image, resize_bicubic
 from framer.data.photographs import bundled_photographs
 from framer.data.presets import StagePreset
@@ -334,4 +347,148 @@ def test_target_is_sharpened_only_where_the_preset_says_so() -> None:
 )
 def test_impossible_images(image: np.ndarray, scale: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        degrade(image, PRESETS["light"], _rng(), scale=scale)
+        degrade(image, PRESETS["heavy"], _rng(), scale=scale)
+
+
+# SHA-256 of the LR bytes, and the generator's next number, from before draws were values of their own.
+RESULTS = {
+    ("heavy", 0): ("ef125bce043e98e0", 6668512787619035613),
+    ("heavy", 1): ("acf4fa17adbcb23e", 420869042656203305),
+    ("heavy", 2): ("a81d8d584f05c8c8", 1460275931102394547),
+    ("light", 0): ("c60aaba9a409124f", 1344357701861574507),
+    ("light", 1): ("54a8941794732a7d", 8583531059577379272),
+    ("light", 2): ("91732cfd1367fd5a", 1779131164187808232),
+    ("stablesr", 0): ("77f8811671391679", 5980412415750170625),
+    ("stablesr", 1): ("acad35e2be448520", 8583531059577379272),
+    ("stablesr", 2): ("50dc29d1a3a2666f", 1779131164187808232),
+}
+
+
+@pytest.mark.skipif(
+    (cv2.__version__, np.__version__) != ("5.0.0", "2.4.6"), reason="other releases can differ in the last bits"
+)
+@pytest.mark.parametrize(("name", "seed"), RESULTS)
+def test_results_are_what_they_have_always_been(name: str, seed: int) -> None:
+    rng = _rng(seed)
+    lr = degrade(_photograph(), PRESETS[name], rng).lr
+    digest = hashlib.sha256(np.rint(lr * 255).astype(np.uint8).tobytes()).hexdigest()
+    assert (digest[:16], int(rng.integers(1 << 63))) == RESULTS[name, seed]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_returned_draws_give_the_same_again(name: str) -> None:
+    for size, seeds in ((12, 20), (64, 40), (160, 4)):
+        hr = _photograph(size)
+        for seed in range(seeds):
+            result = degrade(hr, PRESETS[name], _rng(seed))
+            again = apply_degradation(hr, result.draw)
+            assert np.array_equal(again.lr, result.lr)
+            assert np.array_equal(again.hr, result.hr)
+            assert again.draw is result.draw
+
+
+def test_draws_made_before_an_image_are_applied_to_any() -> None:
+    draw = draw_degradation(PRESETS["heavy"], (64, 64), _rng())
+    first, second = _photograph(), _photograph()[::-1].copy()
+    assert np.array_equal(apply_degradation(first, draw).lr, apply_degradation(first, draw).lr)
+    assert not np.array_equal(apply_degradation(first, draw).lr, apply_degradation(second, draw).lr)
+
+
+def test_draws_of_another_size_are_refused() -> None:
+    draw = draw_degradation(PRESETS["heavy"], (64, 64), _rng())
+    with pytest.raises(ValueError, match=r"draws are for an image of \[64, 64\] pixels, got one of \[32, 32\]"):
+        apply_degradation(_photograph(32), draw)
+
+
+def _quiet_draw(shape: tuple[int, int], **first: Any) -> DegradationDraw:
+    """A draw that does nothing but what is given for its first round, as far as JPEG of quality 100 is nothing."""
+    drawn = draw_degradation(_only_first_noise(), shape, _rng(), scale=1)
+    return replace(drawn, first=replace(drawn.first, **first))
+
+
+def test_an_impulse_becomes_the_drawn_kernel() -> None:
+    impulse = np.zeros((41, 41, 3), np.float32)
+    impulse[20, 20] = 1.0
+    rng = _rng(5)
+    shapes = set()
+    for _ in range(60):
+        kernel = draw_degradation(PRESETS["heavy"], (64, 64), rng).first.blur
+        assert kernel is not None
+        shapes.add(kernel.shape)
+        lr = apply_degradation(impulse, _quiet_draw((41, 41), blur=kernel)).lr
+        radius = kernel.size // 2
+        seen = lr[20 - radius : 21 + radius, 20 - radius : 21 + radius]
+        np.testing.assert_allclose(seen, np.clip(kernel.weights(), 0, 1)[..., None].repeat(3, axis=2), atol=3 / 255)
+        assert lr.sum() == pytest.approx(seen.sum(), abs=1.0)
+    assert len(shapes) >= 6
+
+
+def test_noise_has_the_drawn_strength() -> None:
+    flat = np.full((128, 128, 3), 0.5, np.float32)
+    rng = _rng(6)
+    kinds = set()
+    for _ in range(12):
+        noise = replace(draw_degradation(PRESETS["light"], (128, 128), rng).first.noise, gray=True)
+        kinds.add(noise.kind)
+        seen = apply_degradation(flat, _quiet_draw((128, 128), noise=noise)).lr - flat
+        expected = noise.strength if noise.kind == "gaussian" else noise.strength * math.sqrt(0.5 / 256) * 255
+        # Rounding to 8 bits and JPEG add about half a level of their own.
+        assert seen.std() * 255 == pytest.approx(math.hypot(expected, 0.4), rel=0.05, abs=0.25)
+    assert kinds == {"gaussian", "poisson"}
+
+
+def test_interpolation_is_the_drawn_one() -> None:
+    hr = np.repeat(_photograph()[..., :1], 3, axis=2)
+    drawn = draw_degradation(_only_first_noise(), (64, 64), _rng())
+    blocks = hr.reshape(16, 4, 16, 4, 3)
+    # Area means whole blocks; bilinear at a quarter of the size sees the four pixels in the middle of each alone.
+    expected = {"area": blocks.mean(axis=(1, 3)), "linear": blocks[:, 1:3, :, 1:3].mean(axis=(1, 3))}
+    seen = {}
+    for mode in ("area", "linear", "cubic"):
+        resize = ResizeDraw(1.0, (16, 16), mode)  # type: ignore[arg-type]
+        seen[mode] = apply_degradation(hr, replace(drawn, second=replace(drawn.second, resize=resize))).lr
+    for mode, image in expected.items():
+        np.testing.assert_allclose(seen[mode], image, atol=4 / 255)
+        assert np.abs(seen["cubic"] - image).max() > 6 / 255
+    assert np.abs(expected["area"] - expected["linear"]).max() > 12 / 255
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_jpeg_files_have_the_drawn_quality(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[bytes] = []
+    encode = cv2.imencode
+
+    def imencode(*args: Any) -> Any:
+        encoded, data = encode(*args)
+        files.append(data.tobytes())
+        return encoded, data
+
+    monkeypatch.setattr(degradations.cv2, "imencode", imencode)
+    hr = _photograph()
+    for seed in range(15):
+        files.clear()
+        draw = degrade(hr, PRESETS[name], _rng(seed)).draw
+        qualities = [draw.first.jpeg.quality, draw.second.jpeg.quality]
+        assert [_tables(file) for file in files] == [_tables(_pillow_jpeg(quality)) for quality in qualities]
+
+
+def _tables(jpeg: bytes) -> Any:
+    return Image.open(io.BytesIO(jpeg)).quantization  # type: ignore[attr-defined]
+
+
+def _pillow_jpeg(quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, format="JPEG", quality=quality)
+    return file.getvalue()
+
+
+def test_final_sinc_is_applied_last_or_before_the_jpeg() -> None:
+    # An ideal low-pass of a third of the band leaves nothing of a chequerboard, whatever comes after.
+    board = np.indices((64, 64)).sum(axis=0) % 2
+    hr = np.repeat((0.3 + 0.4 * board[..., None]).astype(np.float32), 3, axis=2)
+    plain = draw_degradation(_only_first_noise(), (64, 64), _rng(), scale=1)
+    for jpeg_last in (False, True):
+        sinc = KernelDraw("sinc", 21, cutoff=math.pi / 3)
+        filtered = apply_degradation(hr, replace(plain, jpeg_last=jpeg_last, final_sinc=sinc)).lr
+        assert filtered[12:-12, 12:-12].std() < 0.01
+    assert apply_degradation(hr, plain).lr.std() > 0.15

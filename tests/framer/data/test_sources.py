@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from family_folders import autoencoder
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
 from framer.data.dataset import RealISRDataset
 from framer.data.images import write_png
+from framer.data.shards.latents import LatentEncoder
 from framer.data.shards.manifest import MANIFEST_FILE, read_manifest
 from framer.data.shards.reader import ShardDataset
+from framer.data.shards.stream_pairs import StreamPairs
 from framer.data.shards.writer import write_shards
 from framer.data.sources import open_source, with_shard_settings
 from framer.errors import ConfigError, UserError
@@ -33,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _shards(photos: Path, folder: Path, **options: Any) -> Path:
     settings = {"crop_size": 24, "degradation": "heavy", "scale": 2} | options
     dataset = RealISRDataset(sorted(photos.glob("*.png")), **settings)
-    write_shards(dataset, folder, crop_size=settings["crop_size"], samples=4, shard_size=10_000, workers=0)
+    write_shards(StreamPairs(dataset, samples=4), folder, crop_size=settings["crop_size"], shard_size=10_000, workers=0)
     return folder
 
 
@@ -106,6 +110,34 @@ def test_settings_that_contradict_the_shards_are_named(bucketed: Path, given: di
     assert str(bucketed / MANIFEST_FILE) in str(caught.value)
 
 
+@pytest.mark.parametrize("made_with", [{"rescale": [1.0, 0.9]}, {"colour_jitter": True}, {"on_broken": "skip"}])
+def test_one_file_prepares_and_trains(photos: Path, tmp_path: Path, made_with: dict[str, Any]) -> None:
+    _shards(photos, tmp_path, **made_with)
+    config = with_shard_settings(_config(train=str(tmp_path), **made_with))
+    assert with_shard_settings(config) == config
+    other = {"rescale": [0.5], "colour_jitter": True, "on_broken": "skip"} | dict.fromkeys(made_with, None)
+    for name, value in other.items():
+        if value is not None:
+            with pytest.raises(ConfigError, match=rf"data\.{name}=.* \(has no effect on shards"):
+                with_shard_settings(_config(train=str(tmp_path), **{name: value}))
+
+
+def test_pairs_with_latents_are_neither_mirrored_nor_turned(photos: Path, tmp_path: Path) -> None:
+    encoder = LatentEncoder(autoencoder(tmp_path / "vae"), dtype="fp32", device=torch.device("cpu"))
+    dataset = RealISRDataset(sorted(photos.glob("*.png")), crop_size=24)
+    write_shards(
+        StreamPairs(dataset, samples=2), tmp_path / "out", crop_size=24, shard_size=10**6, workers=0, encoder=encoder
+    )
+    data = {"train": str(tmp_path / "out")}
+    config = with_shard_settings(_config(**data))
+    assert (config.data.horizontal_flip, config.data.quarter_turns) == (False, False)
+    assert with_shard_settings(config) == config
+    assert open_source(config.data, seed=0).sample(0, 0, 0).keys() >= {"hr_latents_mean", "lr_latents_mean"}
+    for name in ("horizontal_flip", "quarter_turns"):
+        with pytest.raises(ConfigError, match=rf"data\.{name}=true \(the shards have latents, which can be neither"):
+            with_shard_settings(_config(**data, **{name: True}))
+
+
 def test_all_contradictions_are_told_at_once(bucketed: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         with_shard_settings(_config(train=str(bucketed), crop_size=32, colour_jitter=True))
@@ -134,6 +166,6 @@ def test_tar_files_without_a_manifest(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"format_version": 1}))
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"format_version": 2}))
     with pytest.raises(UserError, match=r"shards\.json is damaged: samples: field required"):
         with_shard_settings(_config(train=str(tmp_path)))

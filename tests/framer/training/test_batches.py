@@ -14,6 +14,7 @@ from framer.config.training import TrainConfig
 from framer.data.dataset import RealISRDataset
 from framer.data.images import write_png
 from framer.data.samples import Sample
+from framer.data.shards.stream_pairs import StreamPairs
 from framer.data.shards.writer import write_shards
 from framer.data.sources import with_shard_settings
 from framer.training.batches import build_dataset, stream_batches
@@ -41,7 +42,9 @@ def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     for name, buckets in (("squares", []), ("buckets", [(16, 16), (12, 24)])):
         folders[name] = tmp_path_factory.mktemp(name)
         dataset = RealISRDataset(sorted(photos.glob("*.png")), crop_size=16, buckets=buckets)
-        write_shards(dataset, folders[name], crop_size=16, samples=SQUARES + WIDES, shard_size=3_000, workers=0)
+        write_shards(
+            StreamPairs(dataset, samples=SQUARES + WIDES), folders[name], crop_size=16, shard_size=3_000, workers=0
+        )
     return folders
 
 

@@ -18,6 +18,7 @@ from training_runs import read_steps, run_on_ranks, tiny_config
 from framer.data.dataset import RealISRDataset
 from framer.data.images import write_png
 from framer.data.shards.manifest import read_manifest
+from framer.data.shards.stream_pairs import StreamPairs
 from framer.data.shards.writer import write_shards
 from framer.training.command import main
 
@@ -62,7 +63,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     dataset = RealISRDataset(sorted(photos.glob("*.png")), crop_size=32, buckets=[(h, w) for h, w in BUCKETS])
-    write_shards(dataset, folder, crop_size=32, samples=SQUARES + WIDES, shard_size=10_000, workers=0)
+    write_shards(StreamPairs(dataset, samples=SQUARES + WIDES), folder, crop_size=32, shard_size=10_000, workers=0)
     return folder
 
 
@@ -147,7 +148,7 @@ def test_a_run_does_not_go_on_with_other_shards(
     for seed in (0, 1):
         shutil.rmtree(folder, ignore_errors=True)
         dataset = RealISRDataset(sorted(photos.glob("*.png"))[:SQUARES], crop_size=32, seed=seed)
-        write_shards(dataset, folder, crop_size=32, samples=6, shard_size=10**6, workers=0)
+        write_shards(StreamPairs(dataset, samples=6), folder, crop_size=32, shard_size=10**6, workers=0)
         status = main(["--config", config, f"training.max_steps={1 + seed}"])
         assert status == (2 if seed else 0)
     assert "is of a run with other settings: data.shards_fingerprint" in capsys.readouterr().err
@@ -158,7 +159,7 @@ def test_an_image_of_a_shard_that_does_not_decode(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     dataset = RealISRDataset(sorted(photos.glob("*.png"))[:SQUARES], crop_size=32)
-    write_shards(dataset, tmp_path / "shards", crop_size=32, samples=6, shard_size=10**6, workers=0)
+    write_shards(StreamPairs(dataset, samples=6), tmp_path / "shards", crop_size=32, shard_size=10**6, workers=0)
     (shard,) = read_manifest(tmp_path / "shards").shards
     path = tmp_path / "shards" / shard.file
     path.write_bytes(path.read_bytes().replace(b"\x89PNG", b"\x00PNG", 1))

@@ -15,12 +15,14 @@ from torch.utils.data import DataLoader
 from framer.data.dataset import RealISRDataset
 from framer.data.samples import Sample
 from framer.data.shards import reader
-from framer.data.shards.index import HR, open_index, spans_of
-from framer.data.shards.manifest import MANIFEST_FILE, UNFINISHED_FILE, read_manifest
+from framer.data.shards.index import HR, members_of, open_index, spans_of
+from framer.data.shards.manifest import MANIFEST_FILE, UNFINISHED_FILE, fingerprint, read_manifest
 from framer.data.shards.reader import ShardDataset
 from framer.data.shards.verify import verify_shards
 from framer.data.workers import loaded
 from framer.errors import UserError
+
+MEMBERS = members_of(latents=False)
 
 
 @pytest.fixture
@@ -154,13 +156,15 @@ def test_open_files_are_bounded_and_closed(shards: Path, monkeypatch: pytest.Mon
 
 def _edit(folder: Path, **changes: object) -> None:
     path = folder / MANIFEST_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content = json.loads(path.read_text()) | changes
+    del content["sha256"]
+    path.write_text(json.dumps(content | {"sha256": fingerprint(content)}))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format_version: input should be 1"),
+        ({"format_version": "2"}, "format_version: input should be 2"),
         ({"scale": 3}, "scale: input should be 2, 4 or 8"),
         ({"samples": 24}, "there are 24 samples, 23 of them in shards"),
         ({"shards": []}, r"bucket \[32, 32\] has \d+ samples, its shards 0"),
@@ -175,7 +179,26 @@ def test_a_manifest_that_contradicts_itself(copy: Path, changes: dict[str, objec
         read_manifest(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1'])
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_manifest_of_another_format(photos: list[Path], copy: Path, version: int) -> None:
+    _edit(copy, format_version=version)
+    for reads in (lambda: read_manifest(copy), lambda: make_shards(dataset_of(photos), copy)):
+        with pytest.raises(UserError, match=rf"shards\.json is of format {version}, but .* reads format 2; make the"):
+            reads()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"degradation": "light"', '"degradation": "heavy"'), ('"crop_size": 32', '"crop_size": 16')]
+)
+def test_a_manifest_that_was_changed_by_hand(copy: Path, before: str, after: str) -> None:
+    path = copy / MANIFEST_FILE
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(UserError, match=r"shards\.json is damaged: the content is not what was written"):
+        read_manifest(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 2'])
 def test_a_manifest_that_is_damaged(copy: Path, text: str) -> None:
     (copy / MANIFEST_FILE).write_text(text)
     with pytest.raises(UserError, match=f"{MANIFEST_FILE} is damaged: "):
@@ -221,9 +244,9 @@ def test_several_missing_shards_are_counted(copy: Path) -> None:
 def _overwrite(folder: Path, member: str, data: bytes) -> tuple[Path, str]:
     """Overwrites the beginning of one file of a sample; the shard and the sample's key."""
     shard = read_manifest(folder).shards[1]
-    row = open_index(folder / shard.index_file, samples=shard.samples)[2]
+    row = open_index(folder / shard.index_file, samples=shard.samples, members=MEMBERS)[2]
     with (folder / shard.file).open("r+b") as file:
-        file.seek(spans_of(row)[member].offset)
+        file.seek(spans_of(row, MEMBERS)[member].offset)
         file.write(data)
     return folder / shard.file, f"{int(row[0]):09d}"
 
@@ -235,7 +258,7 @@ def _overwrite(folder: Path, member: str, data: bytes) -> tuple[Path, str]:
         (HR, b"\0" * 8, "hr.png does not decode: it is not a PNG file"),
         ("lr.png", b"\0" * 20, "lr.png does not decode: it is not a PNG file"),
         ("json", b"\0" * 4, "json is damaged: "),
-        ("json", b"[1, 2]" + b" " * 30, "json is damaged: TypeError"),
+        ("json", b"[1, 2]" + b" " * 100, "json is damaged: Input should be an object"),
     ],
 )
 def test_a_damaged_file_is_named_by_shard_and_key(
@@ -243,8 +266,8 @@ def test_a_damaged_file_is_named_by_shard_and_key(
 ) -> None:
     if member == "json":
         shard = read_manifest(copy).shards[1]
-        row = open_index(copy / shard.index_file, samples=shard.samples)[2]
-        data = data[: spans_of(row)["json"].size]
+        row = open_index(copy / shard.index_file, samples=shard.samples, members=MEMBERS)[2]
+        data = data[: spans_of(row, MEMBERS)["json"].size]
     path, key = _overwrite(copy, member, data)
     loader = DataLoader(_open(copy), batch_size=None, sampler=range(80), num_workers=workers)
     with pytest.raises(UserError) as caught:
@@ -255,8 +278,8 @@ def test_a_damaged_file_is_named_by_shard_and_key(
 
 def test_an_image_damaged_in_the_middle(copy: Path) -> None:
     shard = read_manifest(copy).shards[1]
-    row = open_index(copy / shard.index_file, samples=shard.samples)[0]
-    span = spans_of(row)[HR]
+    row = open_index(copy / shard.index_file, samples=shard.samples, members=MEMBERS)[0]
+    span = spans_of(row, MEMBERS)[HR]
     with (copy / shard.file).open("r+b") as file:
         file.seek(span.offset + span.size // 2)
         file.write(b"\0" * 100)
@@ -293,7 +316,7 @@ def test_an_index_of_another_shard(copy: Path) -> None:
     )
     dataset = _open(copy)
     shutil.copy(copy / other.index_file, copy / first.index_file)
-    with pytest.raises(UserError, match=f"is not the index of {first.samples} samples"):
+    with pytest.raises(UserError, match=f"is not the index of {first.samples} samples of 3 files"):
         _epoch(dataset)
 
 

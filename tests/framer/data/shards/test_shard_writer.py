@@ -22,6 +22,8 @@ from shard_cases import contents, dataset_of, make_shards
 from framer.data.images import write_png
 from framer.data.shards import writer
 from framer.data.shards.manifest import MANIFEST_FILE, UNFINISHED_FILE, read_manifest
+from framer.data.shards.stream_pairs import StreamPairs
+from framer.data.shards.writer import write_shards
 from framer.errors import UserError
 
 
@@ -47,7 +49,12 @@ def test_webdataset_reads_the_shards_as_the_samples_of_the_stream(photos: list[P
             number = json.loads(sample["json"])["index"]
             expected = dataset[number]
             assert sample["__key__"] == f"{number:09d}"
-            assert json.loads(sample["json"])["name"] == expected["name"]
+            assert json.loads(sample["json"]) == {
+                "index": number,
+                "name": expected["name"],
+                "caption": None,
+                "text": None,
+            }
             for member, tensor in (("hr.png", expected["hr"]), ("lr.png", expected["lr"])):
                 pixels = np.array(Image.open(io.BytesIO(sample[member])))
                 np.testing.assert_array_equal(pixels, ((tensor + 1) * 127.5).round().permute(1, 2, 0).numpy())
@@ -103,9 +110,9 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from shard_cases import dataset_of, make_shards
-from framer.data.shards import writer
-png = writer._png
-writer._png = lambda image: (time.sleep(0.02), png(image))[1]
+from framer.data.shards import stream_pairs
+png = stream_pairs._png
+stream_pairs._png = lambda image: (time.sleep(0.02), png(image))[1]
 make_shards(dataset_of([Path(path) for path in sys.argv[3:]]), Path(sys.argv[2]), workers=1)
 """
 
@@ -213,13 +220,9 @@ def test_a_full_disk_keeps_the_shards_before(
 def test_a_photograph_that_vanished_is_named(photos: list[Path], tmp_path: Path, workers: int) -> None:
     copies = [Path(shutil.copy(photo, tmp_path)) for photo in photos]
     dataset = dataset_of(copies, cache_bytes=0)
-    plan = writer._plan(dataset, 23)
-    assert len(plan.rows) == 23
-    made_from = writer._made_from
-    # After the photographs were read for the fingerprint.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_made_from", lambda *a, **k: (made_from(*a, **k), copies[0].unlink())[0])
-        with pytest.raises(UserError) as caught:
-            make_shards(dataset, tmp_path / "out", workers=workers)
+    source = StreamPairs(dataset, samples=23)  # reads the photographs for the fingerprint
+    copies[0].unlink()
+    with pytest.raises(UserError) as caught:
+        write_shards(source, tmp_path / "out", crop_size=32, shard_size=15_000, workers=workers)
     assert str(caught.value).startswith(f"{copies[0]}: cannot be read")
     assert "Traceback" not in str(caught.value)

@@ -1,0 +1,1 @@
+"""Folders of pairs that other projects' scripts have prepared: reading, checking, converting."""

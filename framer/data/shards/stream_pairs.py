@@ -1,0 +1,160 @@
+"""The first samples of a stream of photographs, as pairs for shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from framer.data.buckets import BucketOrder
+from framer.data.dataset import RealISRDataset
+from framer.data.shards.manifest import LatentsRecord, LicenceRecord, TextsRecord
+from framer.data.shards.pairs import EncodedPair, encoded_pair, png_bytes
+from framer.data.shards.verify import file_sha256
+from framer.data.texts.keys import photograph_key
+from framer.extras import require
+
+if TYPE_CHECKING:
+    from framer.data.texts.store import TextStore
+
+# Other versions of these can give other pixels.
+_LIBRARIES: Final = ("numpy", "cv2", "scipy")
+
+
+class PhotographTexts(NamedTuple):
+    """Texts of photographs."""
+
+    captions: Mapping[str, str]
+    """By the photograph's key, see ``framer.data.texts.keys``."""
+    store: TextStore | None
+    """Their embeddings; None where they were not embedded."""
+    root: Path | None
+    """What keys are relative to."""
+
+
+class StreamPairs:
+    """The first ``samples`` samples of a stream of photographs.
+
+    A :class:`~framer.data.shards.pairs.PairSource`.
+
+    Args:
+        dataset: The photographs.
+        samples: How many samples of the stream.
+        texts: Texts of all photographs; None where there are none.
+        licences: Under which terms the photographs are used.
+
+    Raises:
+        UserError: A photograph can no longer be read.
+        ValueError: `samples` is not positive.
+    """
+
+    def __init__(
+        self,
+        dataset: RealISRDataset,
+        *,
+        samples: int,
+        texts: PhotographTexts | None = None,
+        licences: Sequence[LicenceRecord] = (),
+    ) -> None:
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        self._dataset = dataset
+        self._places = _places(dataset, samples)
+        self.scale = dataset.scale
+        self.degradation = dataset.degradation.name
+        self.buckets = dataset.buckets
+        self.rows = [int(count) for count in np.bincount(self._places[:, 0], minlength=len(self.buckets))]
+        self.latents: LatentsRecord | None = None
+        self._texts = texts
+        self.texts = None if texts is None or texts.store is None else _texts_record(texts.store)
+        self.licences = list(licences)
+        self.made_from = _made_from(dataset) | ({} if texts is None else _texts_made_from(texts))
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self._places)
+
+    def encoded(self, row: int) -> EncodedPair:
+        """Makes the pair at ``row``.
+
+        Raises:
+            UserError: The photograph can no longer be read.
+        """
+        bucket, place, number = (int(value) for value in self._places[row])
+        sample = self._dataset.sample(bucket, place, number)
+        caption, text = self._text_of(self._dataset.photograph_at(bucket, place))
+        hr, lr = _png(sample["hr"]), _png(sample["lr"])
+        return encoded_pair(number, hr=hr, lr=lr, name=sample["name"], caption=caption, text=text)
+
+    def _text_of(self, photograph: Path) -> tuple[str | None, int | None]:
+        """A photograph's text and the row of its embeddings."""
+        if self._texts is None:
+            return None, None
+        key = photograph_key(photograph, self._texts.root)
+        store = self._texts.store
+        return self._texts.captions[key], None if store is None else store.row_of(key)
+
+
+def _places(dataset: RealISRDataset, samples: int) -> npt.NDArray[np.int64]:
+    """``int64 [samples, 3]``, bucket after bucket: bucket, place in its stream, number in the whole stream."""
+    order = BucketOrder(dataset.bucket_sizes, block=1, seed=dataset.seed)
+    places: list[tuple[int, int, int]] = []
+    for bucket, size in enumerate(dataset.bucket_sizes):
+        place = 0
+        while size and (number := order.block_of(bucket, place)) < samples:
+            places.append((bucket, place, number))
+            place += 1
+    return np.array(places, dtype=np.int64).reshape(-1, 3)
+
+
+def _made_from(dataset: RealISRDataset) -> dict[str, Any]:
+    preset = json.dumps(asdict(dataset.degradation), sort_keys=True)
+    made_from = {
+        "seed": dataset.seed,
+        "photographs": f"{len(dataset.paths)} files, SHA-256 {_digest_of_photographs(dataset.paths)}",
+        "data.buckets": [list(bucket) for bucket in dataset.buckets],
+        "data.scale": dataset.scale,
+        "data.degradation": f"{dataset.degradation.name}, SHA-256 {hashlib.sha256(preset.encode()).hexdigest()}",
+        "data.horizontal_flip": dataset.horizontal_flip,
+        "data.quarter_turns": dataset.quarter_turns,
+        "data.rescale": list(dataset.rescale),
+        "data.colour_jitter": dataset.colour_jitter,
+        "data.on_broken": dataset.on_broken,
+        "margin": dataset.margin,
+    }
+    return made_from | {name: str(require(name, extra="train").__version__) for name in _LIBRARIES}
+
+
+def _texts_record(store: TextStore) -> TextsRecord:
+    return TextsRecord(
+        fingerprint=store.fingerprint, tokens=store.tokens, prompt=store.sizes.prompt, pooled=store.sizes.pooled
+    )
+
+
+def _texts_made_from(texts: PhotographTexts) -> dict[str, Any]:
+    captions = json.dumps(dict(texts.captions), sort_keys=True)
+    return {
+        "captions": f"SHA-256 {hashlib.sha256(captions.encode()).hexdigest()}",
+        "texts": None if texts.store is None else f"fingerprint {texts.store.fingerprint}",
+    }
+
+
+def _digest_of_photographs(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _png(image: Tensor) -> bytes:
+    """An image ``float32 [3, H, W]`` in ``[-1, 1]`` as a PNG file of 8 bits."""
+    pixels = ((image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    return png_bytes(pixels.numpy())

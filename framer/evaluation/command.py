@@ -1,0 +1,123 @@
+"""The command ``framer evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from framer.errors import UserError
+from framer.evaluation.protocols import PROTOCOLS, choose_metrics
+from framer.evaluation.published import PUBLISHED
+
+HELP = "Measure folders of pictures by a stated protocol, and compare them picture by picture."
+
+PLOT_FILE: Final = "comparison.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument(
+        "runs", nargs="*", metavar="FOLDER", help="pictures to judge; a run is called like its folder, or by --name"
+    )
+    parser.add_argument(
+        "--name", action="append", default=[], metavar="NAME=FOLDER", help="one more run, with its name; repeatable"
+    )
+    parser.add_argument("--reference", type=Path, metavar="FOLDER", help="the originals, with the same file names")
+    parser.add_argument(
+        "--lr", type=Path, metavar="FOLDER", help="the LR images: adds their bicubic enlargement as the first run"
+    )
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), required=True, help="which metrics, and which variants"
+    )
+    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="some of the protocol's metrics; default all")
+    parser.add_argument(
+        "--border", type=int, default=0, help="pixels of each side cut off before anything is measured, default 0"
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="let learned metrics fetch their weights; without it nothing is fetched"
+    )
+    parser.add_argument("--device", help="of learned metrics: cpu or cuda; default cuda where there is one")
+    parser.add_argument("--workers", type=int, help="processes that measure; default one a core, 0 for none")
+    parser.add_argument(
+        "--published",
+        choices=sorted(PUBLISHED),
+        help="published numbers of the same pictures, to check the evaluator by",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the table, JSON, CSV and plot")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures the folders and writes the results; the exit status."""
+    named = [(folder.name, folder) for folder in (Path(text).expanduser().resolve() for text in arguments.runs)]
+    named += [_split_name(text) for text in arguments.name]
+    if not named:
+        raise UserError("give at least one folder of pictures to judge")
+    if arguments.border < 0:
+        raise UserError(f"--border must not be negative, got {arguments.border}")
+    if arguments.workers is not None and arguments.workers < 0:
+        raise UserError(f"--workers must not be negative, got {arguments.workers}")
+    published = None if arguments.published is None else PUBLISHED[arguments.published]
+    if published is not None and published.protocol != arguments.protocol:
+        raise UserError(f"--published {arguments.published} was measured with --protocol {published.protocol}")
+    metrics = None if arguments.metrics is None else tuple(arguments.metrics)
+    choose_metrics(arguments.protocol, metrics)
+    output, reference, lr = (
+        None if path is None else path.expanduser().resolve()
+        for path in (arguments.output, arguments.reference, arguments.lr)
+    )
+    assert output is not None
+    _check_output(output, [folder for _, folder in named] + [path for path in (reference, lr) if path is not None])
+
+    from framer.evaluation.comparison_plot import plot_comparison
+    from framer.evaluation.folders import Settings, evaluate_folders
+    from framer.evaluation.results import measured_per_picture, write_results
+
+    evaluation = evaluate_folders(
+        Settings(
+            runs=tuple(named),
+            reference=reference,
+            lr=lr,
+            protocol=arguments.protocol,
+            metrics=metrics,
+            border=arguments.border,
+            workers=arguments.workers,
+            device=_device(arguments.device),
+            download=arguments.download,
+        )
+    )
+    sys.stdout.write(write_results(output, evaluation, published=published))
+    if any(True for _ in measured_per_picture(evaluation)):
+        sys.stdout.write(f"\n{output / PLOT_FILE}: {plot_comparison(output / PLOT_FILE, evaluation)}\n")
+    return 0
+
+
+def _split_name(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name.strip() and equals and folder):
+        raise UserError(f"--name {text}: expected NAME=FOLDER, for example --name ours=results/sr")
+    return name.strip(), Path(folder).expanduser().resolve()
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    for folder in inputs:
+        if output.is_relative_to(folder):
+            raise UserError(f"--output {output} lies in {folder}, whose pictures are measured; choose another folder")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder")
+
+
+def _device(asked: str | None) -> str:
+    import torch
+
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UserError(f"--device {asked}: not a device; give cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {asked}: torch finds no CUDA device here")
+    return asked
