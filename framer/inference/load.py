@@ -1,24 +1,124 @@
-"""An exported folder as a restorer."""
+"""An exported folder as a model that restores images."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from framer.config.model import ModelConfig
 from framer.config.objective import FIELDS, ObjectiveConfig
 from framer.errors import UserError
 from framer.inference.restore import Restorer
+from framer.inference.tiled_latents import AutoencoderTiles, TiledLatents
 from framer.models.build import build_model
+from framer.models.folders import BASE_FOLDER
 from framer.models.restoration import RESTORATION_FILE
 from framer.models.restoration_model import RestorationModel
-from framer.objectives import build_objective
+from framer.models.text import TextSizes
+from framer.objectives import Objective, build_objective
 
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODEL = ("latents", "latents_scale", "conditioning", "text_tokens", "text_embeddings", "vae", "vae_precision")
+
+
+@dataclass(frozen=True)
+class RestoringModel:
+    """What an export is once loaded.
+
+    Attributes:
+        settings: As ``restoration.json`` has them.
+        config: What the model was built from.
+        restoration: Calls the model.
+        objective: What it was trained on.
+        scale: The factor that it was trained for.
+        tile: Height and width that it was trained at, in pixels.
+        num_inference_steps: Of its run's own evaluation.
+    """
+
+    settings: dict[str, Any]
+    config: ModelConfig
+    restoration: RestorationModel
+    objective: Objective
+    scale: int
+    tile: int
+    num_inference_steps: int
+
+    @property
+    def text_sizes(self) -> TextSizes:
+        """Of the text embeddings that the model takes."""
+        return self.restoration.backbone.text_sizes(self.restoration.model)
+
+    def restorer(
+        self,
+        *,
+        device: torch.device | None = None,
+        num_inference_steps: int | None = None,
+        tile: int | None = None,
+        tile_overlap: float = 0.25,
+        tile_batch: int = 16,
+        autoencoder_tiles: AutoencoderTiles | None = None,
+        start_from_image: bool = False,
+        strength: float = 1.0,
+    ) -> Restorer:
+        """A restorer around the model.
+
+        Args:
+            device: Where tiles go; None: where the images are.
+            num_inference_steps: Sampling steps; by default those of the run's own evaluation.
+            tile: Height and width of a tile in pixels; by default what the model was trained at.
+            tile_overlap: Part of a tile that its neighbour covers too, from 0 to below 1.
+            tile_batch: Tiles that the model sees at once.
+            autoencoder_tiles: How the autoencoder's images are cut; None: not at all.
+            start_from_image: See :class:`Restorer`.
+            strength: See :class:`Restorer`.
+
+        Raises:
+            UserError: A value is out of range or does not fit the model.
+        """
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if steps < 1:
+            raise UserError(f"num_inference_steps: expected 1 or more, got {steps}")
+        if not 0 <= tile_overlap < 1:
+            raise UserError(f"tile overlap {tile_overlap}: expected from 0 to below 1")
+        if tile_batch < 1:
+            raise UserError(f"tile batch {tile_batch}: expected 1 or more")
+        latents, model = self.restoration.latents, self.restoration.model
+        multiple = self.restoration.backbone.multiple(model)
+        if autoencoder_tiles is not None:
+            latents = TiledLatents(latents, autoencoder_tiles, device)
+        self.objective.check_start(from_image=start_from_image, strength=strength, steps=steps)
+        return Restorer(
+            model=self.restoration.predict,
+            latents=latents,
+            objective=self.objective,
+            tile=self._tile_of_latents(self.tile if tile is None else tile, multiple, chosen=tile is not None),
+            tile_overlap=tile_overlap,
+            multiple=multiple,
+            num_inference_steps=steps,
+            tile_batch=tile_batch,
+            device=device,
+            start_from_image=start_from_image,
+            strength=strength,
+        )
+
+    def _tile_of_latents(self, tile: int, multiple: int, *, chosen: bool) -> int:
+        downscale = self.restoration.latents.shape.downscale
+        if not chosen:
+            return tile // downscale
+        largest = self.restoration.backbone.largest_side(self.restoration.model)
+        pixels = multiple * downscale
+        if tile < 1 or tile % pixels:
+            raise UserError(f"tile of {tile} pixels: expected a positive multiple of {pixels}, the model's patch")
+        if largest is not None and tile > largest * downscale:
+            raise UserError(f"tile of {tile} pixels: the model has positions for {largest * downscale} pixels a side")
+        return tile // downscale
 
 
 def load_restorer(
@@ -34,7 +134,7 @@ def load_restorer(
     """Loads what a run exported, ready to restore images.
 
     Args:
-        folder: A run's ``export``: a diffusers folder with ``restoration.json``.
+        folder: A run's ``export``: a diffusers folder with ``restoration.json``; or ``base``, the bundled model.
         device: Where the model goes.
         num_inference_steps: Sampling steps; by default those of the run's own evaluation.
         tile_overlap: Part of a tile that its neighbour covers too, from 0 to below 1.
@@ -47,9 +147,38 @@ def load_restorer(
     """
     if num_inference_steps is not None and num_inference_steps < 1:
         raise UserError(f"num_inference_steps: expected 1 or more, got {num_inference_steps}")
-    folder, device = Path(folder).expanduser(), torch.device(device)
+    model = load_restoring_model(
+        folder, device=device, vae=vae, text_embeddings=text_embeddings, pretrained=pretrained
+    )
+    return model.restorer(num_inference_steps=num_inference_steps, tile_overlap=tile_overlap)
+
+
+def load_restoring_model(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision | None = None,
+    vae: str | None = None,
+    text_embeddings: str | None = None,
+    pretrained: str | None = None,
+) -> RestoringModel:
+    """Loads what a run exported.
+
+    Args:
+        folder: As in :func:`load_restorer`.
+        device: Where the model goes.
+        precision: Of model and autoencoder; by default float32, and the autoencoder's as in training.
+        vae: As in :func:`load_restorer`.
+        text_embeddings: As in :func:`load_restorer`.
+        pretrained: As in :func:`load_restorer`.
+
+    Raises:
+        UserError: A file is missing, damaged or does not fit.
+    """
+    device = torch.device(device)
+    folder = BASE_FOLDER if str(folder) == "base" else Path(folder).expanduser()
     settings = _read_settings(folder / RESTORATION_FILE)
-    moved = {"vae": vae, "text_embeddings": text_embeddings}
+    moved = {"vae": vae, "text_embeddings": text_embeddings, "vae_precision": precision if settings.get("vae") else None}
     try:
         own = {name: settings[name] for name in _MODEL if name in settings}
         own |= {name: value for name, value in moved.items() if value is not None}
@@ -64,19 +193,21 @@ def load_restorer(
         objective = ObjectiveConfig.model_validate(
             {"type": kind, **{name: settings[name] for name in FIELDS[kind] if name in settings}}
         )
-        tile = int(settings["tile"])
-        steps = int(settings.get("num_inference_steps", 1)) if num_inference_steps is None else num_inference_steps
+        scale, tile = int(settings["scale"]), int(settings["tile"])
+        steps = int(settings.get("num_inference_steps", 1))
     except (KeyError, ValueError, TypeError, ValidationError) as error:
         raise UserError(f"{folder / RESTORATION_FILE} is damaged: {error!r}") from None
-    model = build_model(config, seed=0).eval().requires_grad_(False).to(device)
+    model = build_model(config, seed=0).eval().requires_grad_(False)
+    # Not the model's own method, which warns about parameters that from_pretrained would keep in float32.
+    nn.Module.to(model, device, DTYPES[precision or "fp32"])
     restoration = RestorationModel(model, config, device)
-    return Restorer(
-        model=restoration.predict,
-        latents=restoration.latents,
+    return RestoringModel(
+        settings=settings,
+        config=config,
+        restoration=restoration,
         objective=build_objective(objective, restoration.latents),
-        tile=tile // restoration.latents.shape.downscale,
-        tile_overlap=tile_overlap,
-        multiple=restoration.backbone.multiple(model),
+        scale=scale,
+        tile=tile,
         num_inference_steps=steps,
     )
 
