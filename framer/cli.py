@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, str]] = {
     "plan": "framer.planning.command",
     "shard": "framer.data.shards.command",
     "train": "framer.training.command",
+    "upscale": "framer.inference.command",
 }
 
 

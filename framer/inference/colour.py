@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, Literal, get_args
 
 import torch
@@ -59,10 +60,10 @@ def match_statistics(restored: Tensor, upsampled: Tensor) -> Tensor:
 
 def _statistics(plane: Tensor) -> tuple[float, float]:
     """Mean and standard deviation, in float64 by strips: a sum of millions in float32 would lose digits."""
-    total = sum(float(strip.double().sum()) for strip in plane.split(STRIP))
-    mean = total / plane.numel()
-    squares = sum(float((strip.double() - mean).square().sum()) for strip in plane.split(STRIP))
-    return mean, (squares / plane.numel()) ** 0.5
+    strips = torch.split(plane, STRIP)
+    mean = math.fsum(float(strip.double().sum()) for strip in strips) / plane.numel()
+    variance = math.fsum(float((strip.double() - mean).square().sum()) for strip in strips) / plane.numel()
+    return mean, math.sqrt(variance)
 
 
 def match_low_band(restored: Tensor, upsampled: Tensor) -> Tensor:

@@ -147,9 +147,7 @@ def load_restorer(
     """
     if num_inference_steps is not None and num_inference_steps < 1:
         raise UserError(f"num_inference_steps: expected 1 or more, got {num_inference_steps}")
-    model = load_restoring_model(
-        folder, device=device, vae=vae, text_embeddings=text_embeddings, pretrained=pretrained
-    )
+    model = load_restoring_model(folder, device=device, vae=vae, text_embeddings=text_embeddings, pretrained=pretrained)
     return model.restorer(num_inference_steps=num_inference_steps, tile_overlap=tile_overlap)
 
 
@@ -178,7 +176,7 @@ def load_restoring_model(
     device = torch.device(device)
     folder = BASE_FOLDER if str(folder) == "base" else Path(folder).expanduser()
     settings = _read_settings(folder / RESTORATION_FILE)
-    moved = {"vae": vae, "text_embeddings": text_embeddings, "vae_precision": precision if settings.get("vae") else None}
+    moved = {"vae": vae, "text_embeddings": text_embeddings, "vae_precision": precision}
     try:
         own = {name: settings[name] for name in _MODEL if name in settings}
         own |= {name: value for name, value in moved.items() if value is not None}

@@ -38,7 +38,7 @@ class Prompt(NamedTuple):
             UserError: The scale is not 1, and there is no negative text.
         """
         if self.guidance_scale != 1 and self.negative is None:
-            raise UserError(f"guidance scale {self.guidance_scale:g} needs the embeddings of a negative (or empty) text")
+            raise UserError(f"guidance scale {self.guidance_scale:g} needs the embeddings of a negative or empty text")
 
 
 @dataclass(frozen=True)
