@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from framer.data.shards.manifest import ShardManifest, ShardRecord, read_manifest
 from framer.errors import UserError
 from framer.extras import require
+from framer.files import file_sha256 as file_sha256
 
 
 def is_intact(folder: Path, shard: ShardRecord) -> bool:
@@ -28,12 +28,6 @@ def problem_of(folder: Path, shard: ShardRecord) -> str | None:
         except OSError as error:
             return f"{path}: {error.strerror or error}"
     return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_shards(folder: Path) -> ShardManifest:

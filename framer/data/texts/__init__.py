@@ -1,0 +1,1 @@
+"""Texts of photographs: captions, and the store of their embeddings."""
