@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -34,7 +35,6 @@ class RestoringModel:
 
     Attributes:
         settings: As ``restoration.json`` has them.
-        config: What the model was built from.
         restoration: Calls the model.
         objective: What it was trained on.
         scale: The factor that it was trained for.
@@ -43,7 +43,6 @@ class RestoringModel:
     """
 
     settings: dict[str, Any]
-    config: ModelConfig
     restoration: RestorationModel
     objective: Objective
     scale: int
@@ -176,14 +175,45 @@ def load_restoring_model(
     device = torch.device(device)
     folder = BASE_FOLDER if str(folder) == "base" else Path(folder).expanduser()
     settings = _read_settings(folder / RESTORATION_FILE)
-    moved = {"vae": vae, "text_embeddings": text_embeddings, "vae_precision": precision}
+    parsed = parse_settings(
+        settings,
+        folder,
+        moved={"vae": vae, "text_embeddings": text_embeddings, "vae_precision": precision, "pretrained": pretrained},
+    )
+    model = build_model(parsed.model, seed=0).eval().requires_grad_(False)
+    # Not the model's own method, which warns about parameters that from_pretrained would keep in float32.
+    nn.Module.to(model, device, DTYPES[precision or "fp32"])
+    return restoring_model(RestorationModel(model, parsed.model, device), settings, parsed)
+
+
+class ParsedSettings(NamedTuple):
+    """What ``restoration.json`` says."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    scale: int
+    tile: int
+    num_inference_steps: int
+
+
+def parse_settings(settings: Mapping[str, Any], folder: Path, *, moved: Mapping[str, str | None]) -> ParsedSettings:
+    """Reads an export's settings.
+
+    Args:
+        settings: As ``restoration.json`` has them.
+        folder: Where the export lies.
+        moved: Where other things lie now, by their names among the settings; None: where they were in training.
+
+    Raises:
+        UserError: The settings are damaged.
+    """
     try:
         own = {name: settings[name] for name in _MODEL if name in settings}
-        own |= {name: value for name, value in moved.items() if value is not None}
+        own |= {name: moved[name] for name in own if moved.get(name) is not None}
         if own["latents"] != "residual":
             own.pop("latents_scale", None)
         if own["conditioning"] == "controlnet":
-            own |= {"controlnet": str(folder), "pretrained": pretrained or settings["pretrained"]}
+            own |= {"controlnet": str(folder), "pretrained": moved.get("pretrained") or settings["pretrained"]}
         else:
             own["pretrained"] = str(folder)
         config = ModelConfig.model_validate(own)
@@ -192,21 +222,22 @@ def load_restoring_model(
             {"type": kind, **{name: settings[name] for name in FIELDS[kind] if name in settings}}
         )
         scale, tile = int(settings["scale"]), int(settings["tile"])
-        steps = int(settings.get("num_inference_steps", 1))
+        return ParsedSettings(config, objective, scale, tile, int(settings.get("num_inference_steps", 1)))
     except (KeyError, ValueError, TypeError, ValidationError) as error:
         raise UserError(f"{folder / RESTORATION_FILE} is damaged: {error!r}") from None
-    model = build_model(config, seed=0).eval().requires_grad_(False)
-    # Not the model's own method, which warns about parameters that from_pretrained would keep in float32.
-    nn.Module.to(model, device, DTYPES[precision or "fp32"])
-    restoration = RestorationModel(model, config, device)
+
+
+def restoring_model(
+    restoration: RestorationModel, settings: Mapping[str, Any], parsed: ParsedSettings
+) -> RestoringModel:
+    """A model in memory as one that restores images."""
     return RestoringModel(
-        settings=settings,
-        config=config,
+        settings=dict(settings),
         restoration=restoration,
-        objective=build_objective(objective, restoration.latents),
-        scale=scale,
-        tile=tile,
-        num_inference_steps=steps,
+        objective=build_objective(parsed.objective, restoration.latents),
+        scale=parsed.scale,
+        tile=parsed.tile,
+        num_inference_steps=parsed.num_inference_steps,
     )
 
 

@@ -106,6 +106,27 @@ def read_picture(path: Path) -> Picture:
             raise ImageError(f"{path}: damaged image: {str(error) or type(error).__name__}") from error
 
 
+def picture_of(image: Image) -> Picture:
+    """An 8-bit image in memory; what its file would say beside the samples is not looked at.
+
+    Raises:
+        UserError: Samples of 16 or 32 bits, whose range is not known.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise UserError(f"an image of Pillow's mode {image.mode} has samples of no known range; convert it to L or RGB")
+    colour, alpha = _split(_eight_bit_samples(image))
+    grey = colour.shape[2] == 1
+    return Picture(np.repeat(colour, 3, axis=2) if grey else colour, alpha, grey=grey)
+
+
+def image_of(picture: Picture) -> Image:
+    """An 8-bit image in memory: grey or RGB, with alpha where there is one."""
+    image_module = require("PIL.Image", extra="train")
+    samples = _quantised(picture.colour[..., :1] if picture.grey else picture.colour, picture.alpha, np.uint8)
+    image: Image = image_module.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+    return image
+
+
 def _opened(path: Path) -> Image:
     image_module = require("PIL.Image", extra="train")
     try:
