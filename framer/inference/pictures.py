@@ -300,8 +300,6 @@ def _quantised(colour: Plane, alpha: Plane | None, dtype: type[np.uint8] | type[
 def _encoded(samples: npt.NDArray[Any], kind: str, picture: Picture) -> bytes:
     image_module = require("PIL.Image", extra="train")
     options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}.get(kind, {})
-    if kind == "TIFF":
-        options["compression"] = "tiff_adobe_deflate"
     if kind in _WITH_METADATA:
         if picture.profile is not None:
             options["icc_profile"] = picture.profile
@@ -315,7 +313,7 @@ def _encoded(samples: npt.NDArray[Any], kind: str, picture: Picture) -> bytes:
 def _exif_bytes(picture: Picture, samples: npt.NDArray[Any]) -> bytes:
     """The EXIF block, which says the new size where it said the old one."""
     assert picture.exif is not None
-    within = picture.exif.get_ifd(_EXIF_IFD)
+    within = picture.exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in picture.exif else {}
     for tag, length in ((_EXIF_WIDTH, samples.shape[1]), (_EXIF_HEIGHT, samples.shape[0])):
         if tag in within:
             within[tag] = length

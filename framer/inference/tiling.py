@@ -12,6 +12,10 @@ AxisWindow = Callable[[int, int], Tensor]
 """``(length, overlap) -> [length]``: blending weights along one side of a tile, all above 0."""
 
 
+MIN_WEIGHT = 1e-4
+"""Of a pixel at a feathered tile's edge; not 0, so that weights can be divided by their sum at the image's border."""
+
+
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     """Offsets of tiles that cover ``length``, neighbours sharing at least ``overlap``, the last one flush."""
     if length <= tile:
@@ -27,11 +31,16 @@ def gaussian_axis(length: int, overlap: int = 0) -> Tensor:
 
 
 def feathered_axis(length: int, overlap: int) -> Tensor:
-    """Weights that rise from about 0 to 1 over the overlap, so that no tile begins or ends with a step."""
+    """Weights that rise smoothly within the overlap, from almost nothing in its outer quarter to 1.
+
+    A tile's outermost pixels are the worst, computed beside zeros where the image goes on; they count only at the
+    image's own border, where there is no other tile.
+    """
     ramp = max(1, min(overlap, length // 2))
     distance = torch.arange(length, dtype=torch.float32) + 0.5
     distance = torch.minimum(distance, distance.flip(0))
-    return torch.sin(torch.pi / 2 * (distance / ramp).clamp(max=1)).square()
+    risen = ((distance - ramp / 4) / (ramp / 2)).clamp(0, 1)
+    return torch.sin(torch.pi / 2 * risen).square().clamp(min=MIN_WEIGHT)
 
 
 def gaussian_window(height: int, width: int) -> Tensor:
