@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, str]] = {
     "plan": "framer.planning.command",
     "prepare": "framer.data.shards.command",
     "train": "framer.training.command",
+    "upscale": "framer.inference.command",
 }
 
 

@@ -128,6 +128,10 @@ class LatentSpace(ABC):
         """
 
     @abstractmethod
+    def of_upsampled(self, upsampled: Tensor) -> Tensor:
+        """Latents ``[B, C, h, w]`` float32 whose image is ``upsampled`` ``[B, 3, H, W]``; nothing is drawn."""
+
+    @abstractmethod
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
         """Image ``[B, 3, H, W]``, clamped to [-1, 1]; the inverse of :meth:`encode`. Differentiable."""
 
@@ -171,6 +175,10 @@ class ImageLatents(LatentSpace):
             return reference
         mean = F.avg_pool2d(reference, DETAIL_WINDOW, 1, DETAIL_WINDOW // 2, count_include_pad=False)
         return torch.cat([reference, self.scale * (reference - mean)], dim=1)
+
+    def of_upsampled(self, upsampled: Tensor) -> Tensor:
+        """The upscaled image; as a residual, zeros."""
+        return torch.zeros_like(upsampled) if self.kind == "residual" else upsampled
 
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
         """The latents, or the upscaled image with the residual added."""
@@ -218,6 +226,10 @@ class VaeLatents(LatentSpace):
     def condition(self, reference: Tensor) -> Tensor:
         """The latents of the upscaled image."""
         return reference
+
+    def of_upsampled(self, upsampled: Tensor) -> Tensor:
+        """The posterior's mean."""
+        return self.reference(upsampled)
 
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
         """The decoded image."""

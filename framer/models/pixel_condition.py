@@ -45,6 +45,10 @@ class PixelCondition(LatentSpace):
         """The same in [0, 1], as diffusers' pipelines give it."""
         return (reference + 1) / 2
 
+    def of_upsampled(self, upsampled: Tensor) -> Tensor:
+        """As the latent space does."""
+        return self._latents.of_upsampled(upsampled)
+
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
         """As the latent space does."""
         return self._latents.decode(latents, upsampled)

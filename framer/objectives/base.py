@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from framer.errors import UserError
 from framer.objectives.score_distillation import BaseEpsilon
 from framer.seeding import normal_per_sample
 
@@ -96,8 +97,34 @@ class Objective(ABC):
         """
         return output.float()
 
+    def check_start(self, *, from_image: bool, strength: float, steps: int) -> None:
+        """Refuses a start that :meth:`sample` cannot make.
+
+        Args:
+            from_image: Whether there is an image to start from.
+            strength: See :meth:`sample`.
+            steps: See :meth:`sample`.
+
+        Raises:
+            UserError: The strength is out of range, or has no effect.
+        """
+        if not 0 < strength <= 1:
+            raise UserError(f"strength {strength}: expected above 0, up to 1")
+        if strength < 1 and not from_image:
+            raise UserError(f"strength {strength} has no effect where sampling starts from noise alone; leave it at 1")
+
     @abstractmethod
-    def sample(self, predict: Predict, reference: Tensor, *, channels: int, steps: int, seed: int) -> Tensor:
+    def sample(
+        self,
+        predict: Predict,
+        reference: Tensor,
+        *,
+        channels: int,
+        steps: int,
+        seed: int,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+    ) -> Tensor:
         """Makes clean latents, ``[B, C, h, w]`` float32.
 
         Args:
@@ -106,6 +133,8 @@ class Objective(ABC):
             channels: C.
             steps: Calls of the model; those that restore in one step make one.
             seed: Of the initial noise.
+            start: Latents into which the initial noise is mixed, ``[B, C, h, w]``; None: noise alone.
+            strength: How much noise there is at first, up to 1, where there is a ``start``.
         """
 
     @abstractmethod

@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from framer.config.objective import NUM_TRAIN_TIMESTEPS, ObjectiveConfig
+from framer.errors import UserError
 from framer.objectives.base import NoisyBatch, Objective, Predict, Supervision, draw_noise, initial_noise
 from framer.seeding import integer_per_sample
 
@@ -89,18 +90,50 @@ class Diffusion(Objective):
             return weights / ratio
         return weights if self.config.prediction_type == "sample" else weights / (ratio + 1)
 
-    def sample(self, predict: Predict, reference: Tensor, *, channels: int, steps: int, seed: int) -> Tensor:
-        """Takes DDIM steps without added noise, see :meth:`Objective.sample`."""
+    def check_start(self, *, from_image: bool, strength: float, steps: int) -> None:
+        """Also refuses a strength that leaves no step, see :meth:`Objective.check_start`."""
+        super().check_start(from_image=from_image, strength=strength, steps=steps)
+        if not self._timesteps_from(self._sampler(steps).timesteps, strength):
+            raise UserError(f"strength {strength} leaves none of {steps} steps; give more of either")
+
+    def sample(
+        self,
+        predict: Predict,
+        reference: Tensor,
+        *,
+        channels: int,
+        steps: int,
+        seed: int,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Takes DDIM steps without added noise, see :meth:`Objective.sample`.
+
+        A ``start`` gets the noise of the first timestep; a strength below 1 leaves out the timesteps above it.
+        """
+        self.check_start(from_image=start is not None, strength=strength, steps=steps)
+        scheduler = self._sampler(steps)
+        timesteps = self._timesteps_from(scheduler.timesteps, strength)
+        sample = initial_noise(reference, channels, seed)
+        if start is not None:
+            sample = scheduler.add_noise(start, sample, timesteps[0].expand(len(start)))
+        clean = sample
+        for timestep in timesteps:
+            sample, clean = scheduler.step(predict(sample, timestep), timestep, sample, return_dict=False)
+        # Where steps does not divide 1000, the scheduler's last sample still has the noise of timestep 0.
+        return clean
+
+    def _sampler(self, steps: int) -> Any:
         # Trailing: the first step is at the last timestep, the only one that is close to noise alone.
         scheduler = DDIMScheduler(
             **self._schedule, prediction_type=self.config.prediction_type, timestep_spacing="trailing"
         )
         scheduler.set_timesteps(steps)
-        sample = clean = initial_noise(reference, channels, seed)
-        for timestep in scheduler.timesteps:
-            sample, clean = scheduler.step(predict(sample, timestep), timestep, sample, return_dict=False)
-        # Where steps does not divide 1000, the scheduler's last sample still has the noise of timestep 0.
-        return clean
+        return scheduler
+
+    @staticmethod
+    def _timesteps_from(timesteps: Tensor, strength: float) -> list[Tensor]:
+        return [timestep for timestep in timesteps if int(timestep) < strength * NUM_TRAIN_TIMESTEPS]
 
     def describe_sampling(self, steps: int) -> str:
         """DDIM steps."""

@@ -10,6 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from framer.config.objective import NUM_TRAIN_TIMESTEPS, ObjectiveConfig
+from framer.errors import UserError
 from framer.objectives.base import NoisyBatch, Objective, Predict, Supervision, draw_noise, initial_noise
 from framer.seeding import normal_per_sample
 
@@ -78,17 +79,48 @@ class FlowMatching(Objective):
         # The velocity's error grows without bound at the clean end; JiT (arXiv 2511.13720) clips there too.
         return (error if self.config.target == "x0" else error / level.clamp(min=MIN_SIGMA)).square().mean()
 
-    def sample(self, predict: Predict, reference: Tensor, *, channels: int, steps: int, seed: int) -> Tensor:
-        """Follows the velocity from noise in Euler steps, see :meth:`Objective.sample`."""
+    def check_start(self, *, from_image: bool, strength: float, steps: int) -> None:
+        """Also refuses a start that noise would cover, see :meth:`Objective.check_start`."""
+        super().check_start(from_image=from_image, strength=strength, steps=steps)
+        if from_image and strength == 1:
+            raise UserError(
+                "strength 1 has no trace of the image in its first sample, (1 - strength) * image + strength * noise; "
+                "give a strength below 1, such as 0.9"
+            )
+
+    def sample(
+        self,
+        predict: Predict,
+        reference: Tensor,
+        *,
+        channels: int,
+        steps: int,
+        seed: int,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Follows the velocity in Euler steps from noise, or from ``(1 - strength) * start + strength * noise``.
+
+        See :meth:`Objective.sample`.
+        """
+        self.check_start(from_image=start is not None, strength=strength, steps=steps)
         scheduler = FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.config.timestep_shift
         )
         # Evenly spaced from 1; the scheduler's own spacing would spend its last step next to zero.
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+        first = self._unshifted(strength)
+        scheduler.set_timesteps(sigmas=np.linspace(first, first / steps, steps))
         sample = initial_noise(reference, channels, seed)
+        if start is not None:
+            sample.mul_(strength).add_(start, alpha=1 - strength)
         for timestep in scheduler.timesteps:
             sample = scheduler.step(predict(sample, timestep), timestep, sample, return_dict=False)[0]
         return sample
+
+    def _unshifted(self, sigma: float) -> float:
+        """The sigma that :meth:`shift` makes this one of."""
+        s = self.config.timestep_shift
+        return sigma / (s - (s - 1) * sigma)
 
     def describe_sampling(self, steps: int) -> str:
         """Euler steps."""

@@ -102,8 +102,24 @@ class OneStep(Objective):
         )
         return score_distillation_loss(restored, gradient)
 
-    def sample(self, predict: Predict, reference: Tensor, *, channels: int, steps: int, seed: int) -> Tensor:
-        """Subtracts the model's one answer from the reference, see :meth:`Objective.sample`."""
+    def check_start(self, *, from_image: bool, strength: float, steps: int) -> None:
+        """Refuses any strength but 1, see :meth:`Objective.check_start`: there is no noise."""
+        if strength != 1:
+            raise UserError(f"strength {strength} has no effect on a model that restores in one step without noise")
+
+    def sample(
+        self,
+        predict: Predict,
+        reference: Tensor,
+        *,
+        channels: int,
+        steps: int,
+        seed: int,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Subtracts the model's one answer from the reference, whatever the start, see :meth:`Objective.sample`."""
+        self.check_start(from_image=True, strength=strength, steps=steps)
         return reference.float() - predict(reference.float(), torch.tensor(float(self.config.timestep)))
 
     def describe_sampling(self, steps: int) -> str:

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from framer.analysis.history import read_metrics
 from framer.analysis.paper.figures import FIGURES, Analysis
-from framer.analysis.paper.measure import Measures, MeasureSettings, check_space, measure, timesteps_of
+from framer.analysis.paper.measure import (
+    AnalysedModel,
+    Measures,
+    MeasureSettings,
+    check_space,
+    load_model,
+    measure,
+    timesteps_of,
+)
 from framer.analysis.paper.page import Page, Table, Thumbnail, write_page
 from framer.analysis.paper.sources import Source, hash_of
 from framer.analysis.paper.tiles import Tiles, cut_tiles
@@ -26,7 +34,6 @@ from framer.config.data import Degradation
 from framer.errors import UserError
 from framer.extras import require
 from framer.features import adapter_for
-from framer.inference.load import ExportedModel, load_export
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -122,7 +129,7 @@ def analyze(sources: Sequence[Source], photographs: Sequence[Path], folder: Path
 
 
 @contextlib.contextmanager
-def _loaded(source: Source, options: Options) -> Iterator[tuple[ExportedModel, str]]:
+def _loaded(source: Source, options: Options) -> Iterator[tuple[AnalysedModel, str]]:
     """The model and its weights' hash; of a checkpoint by way of an export in a temporary folder."""
     with contextlib.ExitStack() as stack:
         folder = source.folder
@@ -134,13 +141,16 @@ def _loaded(source: Source, options: Options) -> Iterator[tuple[ExportedModel, s
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="framer-analyze-"))) / "export"
             export_checkpoint(source.folder, folder, ema=averaged)
         digest = hash_of(sorted(folder.glob("*.safetensors")), source.folder)
-        yield load_export(folder, device=options.device, vae=options.vae, pretrained=options.pretrained), digest
+        yield load_model(folder, options.device, vae=options.vae, pretrained=options.pretrained), digest
 
 
 def _measured(
-    source: Source, model: ExportedModel, tiles: Tiles, options: Options, progress: tqdm[Any]
+    source: Source, model: AnalysedModel, tiles: Tiles, options: Options, progress: tqdm[Any]
 ) -> dict[int, Measures]:
-    multiple = model.restoration.backbone.multiple(model.restoration.model) * model.restoration.latents.shape.downscale
+    multiple = (
+        model.restoring.restoration.backbone.multiple(model.restoring.restoration.model)
+        * model.restoring.restoration.latents.shape.downscale
+    )
     if options.tile % multiple:
         raise UserError(f"--tile {options.tile}: {source.label} takes multiples of {multiple} pixels")
     timesteps = timesteps_of(model, options.timesteps)
@@ -157,15 +167,15 @@ def _models(sources: Sequence[Source]) -> str:
     return "; ".join(source.label for source in sources) if len(sources) < 4 else f"{len(sources)} models"
 
 
-def _described(source: Source, model: ExportedModel, digest: str) -> list[str]:
-    own = model.restoration.model
+def _described(source: Source, model: AnalysedModel, digest: str) -> list[str]:
+    own = model.restoring.restoration.model
     return [
         source.label,
         "unknown" if source.step is None else str(source.step),
         type(own).__name__,
         f"{sum(parameter.numel() for parameter in own.parameters()) / 1e6:.2f} M",
         str(len(adapter_for(own).blocks)),
-        f"{model.settings.type}, x{model.scale}",
+        f"{model.settings.type}, x{model.restoring.scale}",
         digest,
         str(source.folder),
     ]

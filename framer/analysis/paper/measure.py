@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from framer.analysis.paper.spectra import Spectrum
 from framer.analysis.paper.tiles import Tile, Tiles, stacked
-from framer.config.objective import ObjectiveType
+from framer.config.objective import ObjectiveConfig, ObjectiveType
 from framer.errors import UserError
 from framer.features import FeatureTap, adapter_for, feature_space
-from framer.inference.load import ExportedModel
+from framer.inference.load import RestoringModel, load_restoring_model, parse_settings
 from framer.seeding import normal_per_sample
 from framer_kernels import BandSplit, Representation, band_similarity, framer_loss
 
@@ -43,6 +44,37 @@ class MeasureSettings:
     representation: Representation
     batch_size: int
     seed: int
+
+
+@dataclass(frozen=True)
+class AnalysedModel:
+    """An export in memory.
+
+    Attributes:
+        restoring: The model, with what stands between it and images.
+        settings: What it was trained on, as far as its export says.
+    """
+
+    restoring: RestoringModel
+    settings: ObjectiveConfig
+
+
+def load_model(
+    folder: Path, device: torch.device, *, vae: str | None = None, pretrained: str | None = None
+) -> AnalysedModel:
+    """Loads an export.
+
+    Args:
+        folder: With its ``restoration.json``.
+        device: Where it goes.
+        vae: The autoencoder's folder, where it has moved.
+        pretrained: The folder of the model beside a ControlNet, likewise.
+
+    Raises:
+        UserError: A file is missing, damaged or does not fit.
+    """
+    restoring = load_restoring_model(folder, device=device, vae=vae, pretrained=pretrained)
+    return AnalysedModel(restoring, parse_settings(restoring.settings, folder, moved={}).objective)
 
 
 class PairMeans:
@@ -135,15 +167,15 @@ def check_space(space: Space, objective: ObjectiveType, label: str) -> None:
         )
 
 
-def timesteps_of(model: ExportedModel, wanted: list[int]) -> list[int]:
+def timesteps_of(model: AnalysedModel, wanted: list[int]) -> list[int]:
     """The timesteps that a model can be measured at: those asked for, or the only one that it ever sees."""
-    only = model.objective.fixed_timestep
+    only = model.restoring.objective.fixed_timestep
     return wanted if only is None else [only]
 
 
 @torch.no_grad()
 def measure(
-    model: ExportedModel,
+    model: AnalysedModel,
     tiles: Tiles,
     timestep: int,
     settings: MeasureSettings,
@@ -163,13 +195,13 @@ def measure(
         UserError: A feature is not finite, or a map is too small for the bands.
         FeatureError: The model lacks the output head that the feature space needs.
     """
-    adapter = adapter_for(model.restoration.model)
+    adapter = adapter_for(model.restoring.restoration.model)
     tap = FeatureTap(adapter)
     measures: Measures | None = None
     for batch in tiles.batches(settings.batch_size):
         inputs = _Inputs(model, batch, timestep, settings.seed)
         with tap.record(gradients=False):
-            model.restoration.predict(inputs.sample, inputs.reference, inputs.timesteps)
+            model.restoring.restoration.predict(inputs.sample, inputs.reference, inputs.timesteps)
         maps = _maps(tap, adapter, model, inputs, settings.space)
         tap.clear()
         if measures is None:
@@ -188,18 +220,18 @@ def measure(
 class _Inputs:
     """What the model sees of a batch, the same for every model of one latent space."""
 
-    def __init__(self, model: ExportedModel, batch: list[Tile], timestep: int, seed: int) -> None:
-        latents, device = model.restoration.latents, model.restoration.device
+    def __init__(self, model: AnalysedModel, batch: list[Tile], timestep: int, seed: int) -> None:
+        latents, device = model.restoring.restoration.latents, model.restoring.restoration.device
         hr, upsampled = stacked(batch, device)
         numbers = [tile.number for tile in batch]
         self.clean = latents.encode(hr, upsampled, indices=numbers, seed=seed)
         self.reference = latents.reference(upsampled)
         noise = normal_per_sample(self.clean.shape[1:], numbers, seed, "analysis").to(device)
-        noisy = model.objective.at_timestep(self.clean, self.reference, noise, timestep)
+        noisy = model.restoring.objective.at_timestep(self.clean, self.reference, noise, timestep)
         self.sample, self.sigmas, self.timesteps = noisy.sample, noisy.sigmas, noisy.timesteps
 
 
-def _maps(tap: FeatureTap, adapter: Adapter, model: ExportedModel, inputs: _Inputs, space: Space) -> dict[int, Tensor]:
+def _maps(tap: FeatureTap, adapter: Adapter, model: AnalysedModel, inputs: _Inputs, space: Space) -> dict[int, Tensor]:
     capture = tap.capture
     assert capture is not None
     convert = feature_space(

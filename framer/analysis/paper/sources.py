@@ -11,7 +11,7 @@ from typing import Final
 from framer.config.loading import build_config, load_config
 from framer.config.training import TrainConfig
 from framer.errors import UserError
-from framer.inference.load import read_restoration
+from framer.inference.load import read_settings
 from framer.models.folders import BASE_FOLDER
 from framer.models.restoration import RESTORATION_FILE, restoration_settings
 from framer.training.checkpoint_folder import find_checkpoints, step_of
@@ -65,7 +65,7 @@ class Source:
             UserError: It is missing or damaged.
         """
         if not self.checkpoint:
-            return read_restoration(self.folder)
+            return read_settings(self.folder / RESTORATION_FILE)
         config = build_config(TrainConfig, read_state(self.folder).config, source=str(self.folder / STATE_FILE))
         return dict(restoration_settings(config))
 

@@ -132,7 +132,7 @@ def test_mistakes_are_told_before_any_model_is_loaded(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("framer.analysis.paper.analyze.load_export", None)
+    monkeypatch.setattr("framer.analysis.paper.analyze.load_model", None)
     assert analyze(*arguments, "-o", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from framer import Framer, FramerConfig
-from framer.analysis.paper.measure import Measures, MeasureSettings, check_space, measure
+from framer.analysis.paper.measure import AnalysedModel, Measures, MeasureSettings, check_space, load_model, measure
 from framer.analysis.paper.spectra import BINS, HIGHEST, Spectrum
 from framer.analysis.paper.tiles import Tiles, cut_tiles
 from framer.data.photographs import bundled_photographs
 from framer.errors import UserError
-from framer.inference.load import ExportedModel, load_export
 from framer.models.folders import BASE_FOLDER
 from framer.seeding import normal_per_sample
 from framer_kernels import BandSplit, band_similarity, framer_loss
@@ -24,8 +23,8 @@ BANDS = BandSplit.radial(0.25)
 
 
 @cache
-def base() -> ExportedModel:
-    return load_export(BASE_FOLDER)
+def base() -> AnalysedModel:
+    return load_model(BASE_FOLDER, torch.device("cpu"))
 
 
 @cache
@@ -48,10 +47,12 @@ def measured() -> Measures:
 @cache
 def features() -> tuple[list[Tensor], Tensor]:
     """The base model's maps on the same tiles, by way of FRAMER's own capture."""
-    model, tiles = base().restoration, four_tiles().tiles
+    model, tiles = base().restoring.restoration, four_tiles().tiles
     hr, upsampled = (torch.stack([getattr(tile, name) for tile in tiles]) for name in ("hr", "upsampled"))
     noise = normal_per_sample(hr.shape[1:], [tile.number for tile in tiles], 0, "analysis")
-    noisy = base().objective.at_timestep(model.latents.encode(hr, upsampled, indices=[], seed=0), upsampled, noise, 300)
+    noisy = base().restoring.objective.at_timestep(
+        model.latents.encode(hr, upsampled, indices=[], seed=0), upsampled, noise, 300
+    )
     framer = Framer(model.model, FramerConfig())
     with framer.capture():
         model.predict(noisy.sample, upsampled, noisy.timesteps)

@@ -1,0 +1,348 @@
+"""Image files with all that an upscaled one should keep: 16 bits, transparency, colour profile, EXIF."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from framer.data.images import ImageError
+from framer.errors import UserError
+from framer.extras import require
+from framer.files import write_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Exif, Image
+
+Plane = npt.NDArray[np.float32]
+
+FORMATS: Final = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+"""Formats that are written, by suffix."""
+
+LARGEST_SIDE: Final = {"JPEG": 65500, "WEBP": 16383}
+"""Largest height and width in pixels, of formats that have one."""
+
+_TRANSPARENT: Final = frozenset({"PNG", "WEBP", "TIFF"})
+_WITH_METADATA: Final = frozenset({"PNG", "JPEG", "WEBP", "TIFF"})
+_ORIENTATION, _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+_STRUCTURE: Final = frozenset(
+    {*range(0x00FE, 0x010E), *range(0x0111, 0x011A), 0x011C, *range(0x013D, 0x015C), 0x02BC, 0x8773}
+)
+"""Tags with which a TIFF says how its own pixels are stored; its colour profile; XMP, which has an orientation too."""
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_GREY_MODES: Final = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+
+
+@dataclass
+class Picture:
+    """An image and what belongs to it.
+
+    Attributes:
+        colour: ``[H, W, 3]`` float32 in [0, 1], not premultiplied; the three are equal where ``grey``.
+        alpha: ``[H, W]`` float32 in [0, 1]; None where all is opaque and the file has no transparency.
+        grey: Whether the file has one channel of colour.
+        bits: Of a sample in the file: 8 or 16.
+        profile: Of the file's colours, as ICC bytes; samples are taken as they are.
+        exif: Without the orientation, which is applied.
+        notes: What was changed beside, in words.
+    """
+
+    colour: Plane
+    alpha: Plane | None = None
+    grey: bool = False
+    bits: int = 8
+    profile: bytes | None = None
+    exif: Exif | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, without decoding it; in either order where it is turned.
+
+    Raises:
+        ImageError: The file is missing, empty or not an image.
+    """
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def read_picture(path: Path) -> Picture:
+    """Reads an image file.
+
+    The EXIF orientation is applied. Palettes become RGB; other colour spaces, such as CMYK, are converted to RGB and
+    noted. Of an animation the first frame is taken, and noted.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ImageError: The file is missing, empty, truncated, not an image, of a sample type without a known range (32-bit
+            integers and floats), or larger than Pillow's limit against decompression bombs.
+    """
+    with _opened(path) as opened:
+        try:
+            return _decoded(opened, path)
+        except ImageError:
+            raise
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        # A damaged file surfaces from Pillow's decoders as many kinds of errors, as in framer.data.images.
+        except Exception as error:
+            raise ImageError(f"{path}: damaged image: {str(error) or type(error).__name__}") from error
+
+
+def picture_of(image: Image) -> Picture:
+    """An 8-bit image in memory; what its file would say beside the samples is not looked at.
+
+    Raises:
+        UserError: Samples of 16 or 32 bits, whose range is not known.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise UserError(f"an image of Pillow's mode {image.mode} has samples of no known range; convert it to L or RGB")
+    colour, alpha = _split(_eight_bit_samples(image))
+    grey = colour.shape[2] == 1
+    return Picture(np.repeat(colour, 3, axis=2) if grey else colour, alpha, grey=grey)
+
+
+def image_of(picture: Picture) -> Image:
+    """An 8-bit image in memory: grey or RGB, with alpha where there is one."""
+    image_module = require("PIL.Image", extra="train")
+    samples = _quantised(picture.colour[..., :1] if picture.grey else picture.colour, picture.alpha, np.uint8)
+    image: Image = image_module.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+    return image
+
+
+def _opened(path: Path) -> Image:
+    image_module = require("PIL.Image", extra="train")
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty (0 bytes)")
+        opened: Image = image_module.open(path)
+    except image_module.UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not an image in a known format") from error
+    except image_module.DecompressionBombError as error:
+        raise ImageError(f"{path}: too many pixels to open safely: {error}") from error
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise ImageError(f"{path}: damaged image: {str(error) or type(error).__name__}") from error
+    return opened
+
+
+def _decoded(opened: Image, path: Path) -> Picture:
+    notes: list[str] = []
+    frames = getattr(opened, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"the first of {frames} frames is taken")
+    opened.load()
+    profile, exif, mode = opened.info.get("icc_profile"), opened.getexif(), opened.mode
+    orientation = int(exif.get(_ORIENTATION, 1) or 1)
+    samples = _sixteen_bit_samples(path) if _bits(opened, path) == 16 else None
+    if samples is not None:
+        bits, (colour, alpha) = 16, _split(samples)
+    else:
+        if mode in ("I", "F"):
+            raise ImageError(
+                f"{path}: 32-bit samples (Pillow mode {mode!r}) have no known range; convert the file to 8 or 16 bits"
+            )
+        if mode not in _GREY_MODES | {"RGB", "RGBA", "RGBX", "RGBa", "P", "PA"}:
+            notes.append(f"{mode} is converted to RGB")
+            if profile is not None:
+                notes.append(f"the colour profile of {mode} is left out")
+            profile = None
+        bits, (colour, alpha) = 8, _split(_eight_bit_samples(opened))
+    grey = colour.shape[2] == 1
+    colour, alpha = _upright(colour, orientation), None if alpha is None else _upright(alpha, orientation)
+    for tag in _STRUCTURE | {_ORIENTATION}:
+        exif.pop(tag, None)
+    return Picture(
+        colour=np.repeat(colour, 3, axis=2) if grey else np.ascontiguousarray(colour),
+        alpha=None if alpha is None else np.ascontiguousarray(alpha),
+        grey=grey,
+        bits=bits,
+        profile=profile,
+        exif=exif if len(exif) else None,
+        notes=notes,
+    )
+
+
+def _bits(opened: Image, path: Path) -> int:
+    if opened.mode.startswith("I;16"):
+        return 16
+    if opened.format == "PNG":
+        with path.open("rb") as file:  # Pillow gives 16-bit colours as 8-bit ones
+            return 16 if file.read(25)[24] == 16 else 8
+    if opened.format == "TIFF":
+        bits = getattr(opened, "tag_v2", {}).get(0x0102, (8,))
+        sample_format = getattr(opened, "tag_v2", {}).get(0x0153, (1,))
+        return 16 if set(bits) == {16} and set(sample_format) == {1} else 8
+    return 8
+
+
+def _sixteen_bit_samples(path: Path) -> npt.NDArray[np.uint16]:
+    """Samples ``[H, W, C]`` of 1 to 4 channels: grey or RGB, and alpha."""
+    cv2 = require("cv2", extra="train")
+    # From memory, because OpenCV cannot open every path; unchanged, so that it leaves the orientation to this module.
+    samples: Any = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None or samples.dtype != np.uint16:
+        raise ImageError(f"{path}: damaged or unusual 16-bit image; convert it to a 16-bit PNG")
+    if samples.ndim == 2:
+        samples = samples[..., None]
+    if samples.shape[2] > 2:
+        samples = samples[..., [2, 1, 0, 3][: samples.shape[2]]]
+    with path.open("rb") as file:
+        header = file.read(26)
+    grey_with_alpha = header.startswith(_PNG_SIGNATURE) and header[25] == 4
+    kept: npt.NDArray[np.uint16] = samples[..., [0, 3]] if grey_with_alpha and samples.shape[2] == 4 else samples
+    return kept
+
+
+def _eight_bit_samples(image: Image) -> npt.NDArray[np.uint8]:
+    """Samples ``[H, W, C]`` of 1 to 4 channels: grey or RGB, and alpha."""
+    grey, transparent = image.mode in _GREY_MODES, image.has_transparency_data
+    mode = ("LA" if transparent else "L") if grey else ("RGBA" if transparent else "RGB")
+    # A grey image whose transparency is one grey value does not convert to grey with alpha directly.
+    converted = image.convert("RGBA").convert("LA") if mode == "LA" and image.mode != "LA" else image.convert(mode)
+    samples: npt.NDArray[np.uint8] = np.asarray(converted)
+    return samples[..., None] if samples.ndim == 2 else samples
+
+
+def _split(samples: npt.NDArray[Any]) -> tuple[Plane, Plane | None]:
+    """Colour ``[H, W, 1 or 3]`` and alpha ``[H, W]``, in [0, 1]."""
+    largest = np.float32(np.iinfo(samples.dtype).max)
+    colours = 1 if samples.shape[2] < 3 else 3
+    colour = samples[..., :colours].astype(np.float32) / largest
+    return colour, samples[..., colours].astype(np.float32) / largest if samples.shape[2] in (2, 4) else None
+
+
+def _upright(image: Plane, orientation: int) -> Plane:
+    """Turns and mirrors ``[H, W, ...]`` as EXIF says."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image
+
+
+def check_format(size: tuple[int, int], suffix: str) -> None:
+    """Refuses a size that a format cannot hold.
+
+    Args:
+        size: Height and width.
+        suffix: Of the file.
+
+    Raises:
+        UserError: It is too large, or there is no such format.
+    """
+    kind = FORMATS.get(suffix.lower())
+    if kind is None:
+        raise UserError(f"cannot write {suffix or 'files without a suffix'}; known are {' '.join(FORMATS)}")
+    limit = LARGEST_SIDE.get(kind)
+    if limit is not None and max(size) > limit:
+        raise UserError(f"{size[1]}x{size[0]} pixels are more than {kind} can hold ({limit} a side); write PNG instead")
+
+
+def write_picture(path: Path, picture: Picture) -> list[str]:
+    """Writes an image file that is either complete or absent.
+
+    Args:
+        path: The file to write or replace; its suffix says the format. JPEG and WebP have quality 95.
+        picture: What to write.
+
+    Returns:
+        What the format cannot hold and was changed, in words.
+
+    Raises:
+        UserError: The format is not known or cannot hold the size, or the file cannot be written.
+    """
+    check_format((picture.colour.shape[0], picture.colour.shape[1]), path.suffix)
+    kind, notes = FORMATS[path.suffix.lower()], []
+    alpha, colour = picture.alpha, picture.colour[..., :1] if picture.grey else picture.colour
+    if alpha is not None and kind not in _TRANSPARENT:
+        notes.append(f"{kind} has no transparency: it is laid over white")
+        colour, alpha = colour * alpha[..., None] + (1 - alpha[..., None]), None
+    if kind not in _WITH_METADATA and (picture.profile is not None or picture.exif is not None):
+        notes.append(f"{kind} has no room for colour profile and EXIF: they are left out")
+    sixteen = picture.bits == 16 and kind == "PNG"
+    if picture.bits == 16 and not sixteen:
+        notes.append(f"16-bit samples become 8-bit ones in {kind}; PNG keeps them")
+    samples = _quantised(colour, alpha, np.uint16 if sixteen else np.uint8)
+    write_bytes(path, _png_of_sixteen_bits(samples, picture) if sixteen else _encoded(samples, kind, picture))
+    return notes
+
+
+def _quantised(colour: Plane, alpha: Plane | None, dtype: type[np.uint8] | type[np.uint16]) -> npt.NDArray[Any]:
+    """Samples ``[H, W, C]``, rounded; a channel at a time, so that no second image of floats is made."""
+    planes = [colour[..., channel] for channel in range(colour.shape[2])] + ([] if alpha is None else [alpha])
+    samples = np.empty((*colour.shape[:2], len(planes)), dtype=dtype)
+    for channel, plane in enumerate(planes):
+        samples[..., channel] = np.rint(np.clip(plane, 0, 1) * np.float32(np.iinfo(dtype).max))
+    return samples
+
+
+def _encoded(samples: npt.NDArray[Any], kind: str, picture: Picture) -> bytes:
+    image_module = require("PIL.Image", extra="train")
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}.get(kind, {})
+    if kind in _WITH_METADATA:
+        if picture.profile is not None:
+            options["icc_profile"] = picture.profile
+        if picture.exif is not None:
+            options["exif"] = _exif_bytes(picture, samples)
+    file = io.BytesIO()
+    image_module.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def _exif_bytes(picture: Picture, samples: npt.NDArray[Any]) -> bytes:
+    """The EXIF block, which says the new size where it said the old one."""
+    assert picture.exif is not None
+    within = picture.exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in picture.exif else {}
+    for tag, length in ((_EXIF_WIDTH, samples.shape[1]), (_EXIF_HEIGHT, samples.shape[0])):
+        if tag in within:
+            within[tag] = length
+    block: bytes = picture.exif.tobytes()
+    return block
+
+
+def _png_of_sixteen_bits(samples: npt.NDArray[Any], picture: Picture) -> bytes:
+    """A PNG file; Pillow writes no 16-bit colours, and OpenCV no metadata."""
+    height, width, channels = samples.shape
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))]
+    if picture.profile is not None:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.profile)))
+    if picture.exif is not None:
+        chunks.append((b"eXIf", _exif_bytes(picture, samples).removeprefix(b"Exif\0\0")))
+    chunks.append((b"IDAT", b"".join(_deflated_rows(samples))))
+    chunks.append((b"IEND", b""))
+    return _PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+
+
+def _deflated_rows(samples: npt.NDArray[Any]) -> Iterator[bytes]:
+    """Rows as PNG compresses them, each as its difference to the row above (filter 2)."""
+    compressor = zlib.compressobj(6)
+    above = np.zeros(samples[0].size * 2, dtype=np.uint8)
+    for row in samples:
+        current = row.astype(">u2").reshape(-1).view(np.uint8)
+        yield compressor.compress(b"\2" + (current - above).tobytes())
+        above = current
+    yield compressor.flush()

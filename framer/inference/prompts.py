@@ -1,0 +1,82 @@
+"""The texts that images are restored with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from framer.errors import UserError
+from framer.inference.jobs import Job, listed
+from framer.inference.restore import Prompt
+from framer.models.text import TextEmbeddings, TextSizes
+
+Encode = Callable[[Sequence[str]], TextEmbeddings]
+"""Texts to their embeddings, ``[B, T, D]`` and ``[B, P]`` or None."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Makes the prompt of each image.
+
+    Texts are encoded when their image's turn comes, so that memory does not grow with the number of images; the last
+    few are kept.
+
+    Args:
+        encode: The text encoder.
+        sizes: Of the text embeddings that the model takes.
+        guidance_scale: See :class:`Prompt`.
+        negative: The negative text.
+    """
+
+    encode: Encode
+    sizes: TextSizes
+    guidance_scale: float = 1.0
+    negative: str = ""
+    _embed: Callable[[str], TextEmbeddings] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_embed", lru_cache(maxsize=8)(self._encoded))
+
+    def of(self, text: str) -> Prompt:
+        """The prompt of a text.
+
+        Raises:
+            UserError: The encoder is not one for the model.
+        """
+        negative = self._embed(self.negative) if self.guidance_scale != 1 else None
+        return Prompt(self._embed(text), negative, self.guidance_scale)
+
+    def _encoded(self, text: str) -> TextEmbeddings:
+        found = self.encode([text])
+        channels, pooled = found.prompt.shape[-1], None if found.pooled is None else found.pooled.shape[-1]
+        if channels != self.sizes.prompt or (self.sizes.pooled is not None and pooled != self.sizes.pooled):
+            raise UserError(
+                f"the text encoder makes embeddings of {channels} channels, pooled {pooled}; the model takes "
+                f"{self.sizes.prompt}, pooled {self.sizes.pooled}: give the encoder that it was trained with"
+            )
+        return TextEmbeddings(found.prompt[0], None if found.pooled is None else found.pooled[0])
+
+
+def read_prompts(folder: Path, jobs: Sequence[Job]) -> dict[str, str]:
+    """Texts by the jobs' keys, from ``<key>.txt`` in a folder.
+
+    Raises:
+        UserError: The folder or a file is missing, or a file is no UTF-8.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--prompts: {folder} is not a folder")
+    missing = [f"{folder / job.key}.txt" for job in jobs if not (folder / f"{job.key}.txt").is_file()]
+    if missing:
+        raise UserError(f"--prompts: {len(missing)} of {len(jobs)} texts are missing: {listed(missing)}")
+    texts = {}
+    for job in jobs:
+        path = folder / f"{job.key}.txt"
+        try:
+            texts[job.key] = path.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--prompts: {path} is not UTF-8: {error.reason} at byte {error.start}") from None
+        except OSError as error:
+            raise UserError(f"--prompts: cannot read {path}: {error.strerror or error}") from None
+    return texts
