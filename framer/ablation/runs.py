@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, Literal
 
 from framer.ablation.plan import PlannedRun
 from framer.analysis.report import REPORT_NAME
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
+from framer.data.sources import with_shard_settings, with_text_settings
 from framer.errors import UserError
 from framer.files import writing
+from framer.training.preemption import SIGNALS
 from framer.training.run_folder import RunFolder
 
 Launcher = Literal["python", "deepspeed"]
 
 LOG: Final = "train.log"
-_ALIKE: Final = (("data", "shards_fingerprint"), ("training", "resume"))
-"""Settings that a finished run may have otherwise: what it found, and how it went on."""
+_ALIKE: Final = (("output_dir",), ("training", "resume"))
+"""Settings that do not make a run another one: where it lies, and how it went on."""
 
 
 def folder_of(run: PlannedRun) -> RunFolder:
@@ -46,7 +51,8 @@ def check_same_settings(run: PlannedRun) -> None:
     if not folder.config.is_file():
         return
     found = _comparable(load_config(TrainConfig, folder.config).model_dump(mode="json"))
-    wanted = _comparable(run.config.model_dump(mode="json"))
+    # The trainer writes down what stores of pairs and texts add.
+    wanted = _comparable(with_shard_settings(with_text_settings(run.config)).model_dump(mode="json"))
     differing = [
         f"{key}={wanted.get(key)} (there {found.get(key)})"
         for key in sorted(found.keys() | wanted.keys())
@@ -80,15 +86,28 @@ def train(run: PlannedRun, launcher: Launcher, launcher_arguments: Sequence[str]
         command = [*_launch(launcher, launcher_arguments), "--config", str(run.base), *run.overrides]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment())  # noqa: S603
         try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # The terminal has told the run itself; it saves before it leaves.
-            process.wait()
-            raise
+            with _signals_passed_on(process):
+                return process.wait()
         finally:
+            # Ctrl-C reaches the run by itself; whatever else ended the waiting must not leave it behind.
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+
+
+@contextlib.contextmanager
+def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Hands a scheduler's signals on to the run, which saves itself and ends with status 75."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _launch(launcher: Launcher, arguments: Sequence[str]) -> list[str]:
@@ -117,7 +136,7 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
             here = (*path, key)
             if isinstance(value, dict):
                 flatten(value, here)
-            elif here not in _ALIKE and here != ("output_dir",):
+            elif here not in _ALIKE:
                 flat[".".join(here)] = value
 
     flatten(config, ())
