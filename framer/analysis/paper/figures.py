@@ -142,8 +142,8 @@ def comparison_section(analysis: Analysis) -> Section:
         pictures=[(path, title)],
         caption="The curves of Fig. 3 with all models in one plot: a row for each band, a column for each timestep.",
         reading=(
-            "A model whose curve lies higher at the same depth has layers that agree earlier with what it ends with. "
-            "The paper reports that FRAMER raises the curves, HF above all."
+            "A model whose curve lies higher at the same depth has layers that agree earlier with what it ends with, "
+            "which is what FRAMER trains for."
         ),
         table=Table(header=header, rows=rows),
         missing=analysis.incomparable,
@@ -189,9 +189,9 @@ def cross_image_section(analysis: Analysis) -> Section:
             + " White cells were not measured: only images of one batch are compared."
         ),
         reading=(
-            "Where different images are alike in a band, that band says little about which image it is of, and other "
-            "images are poor negatives there. The paper finds LF alike across images and HF telling them apart, which "
-            "is why it takes other images as negatives in the HF band alone."
+            "Where different images are alike in a band, that band says little about which image it is of, and pushing "
+            "other images away there would push at what they share. FRAMER takes other images as negatives in the HF "
+            "band alone."
         ),
         table=Table(header=header, rows=rows),
         missing=analysis.incomparable,
@@ -282,8 +282,8 @@ def modulation_section(analysis: Analysis) -> Section:
             "with the bands of this analysis and FAW relative to the student."
         ),
         reading=(
-            "A layer near 0 hardly learns in that band, one near 1 learns with the whole loss. The paper shows late "
-            "layers weighted first, HF above all, and earlier layers following as they come closer to the last one."
+            "A layer near 0 hardly learns in that band, one near 1 learns with the whole loss. Weights that grow from "
+            "early to late are of layers that have come closer to the last one."
         ),
         table=Table(header=header, rows=rows),
         missing=missing,

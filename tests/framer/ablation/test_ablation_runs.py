@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +133,31 @@ def test_a_run_that_cannot_start_leaves_its_words_in_the_log(tmp_path: Path) -> 
     missing = f"data.train={tmp_path / 'no_such_folder'}"
     assert ablate(file, output, *STEPS, missing, "--only", "none") == 1
     assert "no_such_folder does not exist" in (output / "none" / "seed-0" / "train.log").read_text()
+
+
+WAITS = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+
+
+def test_a_schedulers_signal_reaches_the_run_and_its_status_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = plan(write_study(tmp_path), only=("framer",), output=tmp_path / "out")
+    ready = tmp_path / "ready"
+    monkeypatch.setattr(runs, "_launch", lambda *_: [sys.executable, "-c", WAITS, str(ready)])
+
+    def signal_when_ready() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    sender = threading.Thread(target=signal_when_ready)
+    sender.start()
+    assert runs.train(run, "python") == 75
+    sender.join()
+    assert signal.getsignal(signal.SIGTERM) is before
