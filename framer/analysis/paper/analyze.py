@@ -27,7 +27,7 @@ from framer.analysis.paper.measure import (
     measure,
     timesteps_of,
 )
-from framer.analysis.paper.page import Page, Table, Thumbnail, write_page
+from framer.analysis.paper.page import Page, Section, Table, Thumbnail, write_page
 from framer.analysis.paper.sources import Source, hash_of
 from framer.analysis.paper.tiles import Tiles, cut_tiles
 from framer.config.data import Degradation
@@ -125,7 +125,16 @@ def analyze(sources: Sequence[Source], photographs: Sequence[Path], folder: Path
             notes=_notes(sources, measured, options),
         ),
     )
-    return [f"{section.title.split(':')[0]}: {sentence}" for section in sections for sentence in section.missing]
+    return _missing(sections)
+
+
+def _missing(sections: Sequence[Section]) -> list[str]:
+    """What was not drawn, each reason once, with the figures that it holds for."""
+    figures: dict[str, list[str]] = {}
+    for section in sections:
+        for sentence in section.missing:
+            figures.setdefault(sentence, []).append(section.title.split(":")[0])
+    return [f"{', '.join(names)}: {sentence}" for sentence, names in figures.items()]
 
 
 @contextlib.contextmanager
