@@ -14,7 +14,7 @@ HELP = "Train the variants of an ablation table, resuming what was begun, and ta
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("table", type=Path, help="YAML file, for example configs/ablations/table5.yaml")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the runs")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the runs")
     parser.add_argument("--config", type=Path, help="base configuration in the place of the table's")
     parser.add_argument("--only", metavar="NAMES", help="variants to train, for example none,framer; all by default")
     parser.add_argument(
@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name, variant in table.variants.items():
             sys.stdout.write(f"{name}: {variant.title}\n  {' '.join(variant.overrides) or 'the base as it is'}\n")
         return 0
+    if arguments.output is None:
+        raise UserError("give --output, the folder of the runs, or --list to see the variants")
     if arguments.launcher_args and arguments.launcher != "deepspeed":
         raise UserError("--launcher-args goes to DeepSpeed's launcher; give --launcher deepspeed too")
     only = [name.strip() for name in (arguments.only or "").split(",") if name.strip()]

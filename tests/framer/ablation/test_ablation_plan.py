@@ -100,5 +100,8 @@ def test_mistakes_on_the_command_line_start_nothing(
 
 
 def test_list_shows_what_each_variant_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ablate", str(write_study(tmp_path)), "-o", str(tmp_path / "out"), "--list"]) == 0
+    file = str(write_study(tmp_path))
+    assert main(["ablate", file]) == 2
+    assert "give --output" in capsys.readouterr().err
+    assert main(["ablate", file, "--list"]) == 0
     assert capsys.readouterr().out == "none: no FRAMER\n  framer.enabled=false\nframer: FRAMER\n  the base as it is\n"
