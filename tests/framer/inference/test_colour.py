@@ -61,7 +61,9 @@ def test_a_cast_is_removed_and_detail_stays() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (STRIP - 1, 9), (STRIP, 9), (STRIP + 1, 9), (3 * STRIP + 40, 9)])
-def test_the_result_is_high_band_of_the_one_and_low_band_of_the_other_whatever_the_strips(size: tuple[int, int]) -> None:
+def test_the_low_band_is_the_others_and_the_high_band_its_own_whatever_the_strips(
+    size: tuple[int, int],
+) -> None:
     restored, known = draw(2, 3, *size), draw(2, 3, *size, seed=1)
     expected = restored - low_band(restored) + low_band(known)
     torch.testing.assert_close(match_low_band(restored.clone(), known), expected, rtol=0, atol=2e-6)

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from framer.config.objective import ObjectiveConfig
-from framer.inference.restore import Restorer
+from framer.errors import UserError
+from framer.inference.restore import Prompt, Restorer
 from framer.inference.tiling import blend_tiles
 from framer.models.latents import ImageLatents, LatentShape, LatentSpace
-from framer.objectives import Diffusion, FlowMatching, OneStep
+from framer.models.text import TextEmbeddings
+from framer.objectives import Diffusion, FlowMatching, OneStep, build_objective
 from framer.seeding import normal_per_sample
 
 SPACES = [ImageLatents("residual", 6.0), ImageLatents("pixel", 1.0)]
@@ -260,3 +262,104 @@ def test_the_restored_image_is_within_range() -> None:
 def test_a_size_that_is_not_a_multiple_of_the_patch(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"image size {size[0]}x{size[1]} is not a multiple of 2 pixels"):
         restorer()(draw(1, 3, *size), seed=0)
+
+
+def text_of(value: float) -> TextEmbeddings:
+    return TextEmbeddings(torch.full((1, 1), value), None)
+
+
+def told_velocity(
+    sample: Tensor, condition: Tensor, timesteps: Tensor, *, text: TextEmbeddings | None = None
+) -> Tensor:
+    """An arbitrary model that heeds a text."""
+    return mixing_velocity(sample, condition, timesteps) + (0.0 if text is None else float(text.prompt[0, 0]))
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "sample"])
+@pytest.mark.parametrize("scale", [0.0, 2.0, 7.5])
+def test_guidance_goes_from_the_negative_text_through_the_text(scale: float, prediction: str) -> None:
+    upsampled = draw(1, 3, 24, 20)
+    objective = FlowMatching(ObjectiveConfig(prediction_type=prediction, timestep_shift=3.0))  # type: ignore[arg-type]
+    restore = restorer(told_velocity, objective=objective, num_inference_steps=3)
+    guided = restore(upsampled, seed=0, prompt=Prompt(text_of(0.03), text_of(-0.01), scale))
+    # The text is added, and what an output means is linear in it: guidance of the sum is a text by itself.
+    equal = restore(upsampled, seed=0, prompt=Prompt(text_of(-0.01 + scale * 0.04)))
+    torch.testing.assert_close(guided, equal, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("scale", "texts"), [(1.0, [0.5]), (1.5, [0.5, -0.5])])
+def test_without_guidance_the_model_is_asked_once(scale: float, texts: list[float]) -> None:
+    seen: list[float] = []
+
+    def record(sample: Tensor, condition: Tensor, timesteps: Tensor, *, text: TextEmbeddings) -> Tensor:
+        seen.append(float(text.prompt))
+        return torch.zeros_like(sample)
+
+    prompt = Prompt(text_of(0.5), text_of(-0.5), scale)
+    restorer(record, num_inference_steps=1)(draw(1, 3, 16, 16), seed=0, prompt=prompt)
+    assert seen == texts
+
+
+def test_guidance_needs_a_negative_text() -> None:
+    with pytest.raises(UserError, match="guidance scale 2 needs the embeddings of a negative or empty text"):
+        restorer(told_velocity)(draw(1, 3, 16, 16), seed=0, prompt=Prompt(text_of(0.5), guidance_scale=2))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("latents", SPACES)
+def test_flow_matching_starts_from_the_image_under_noise(shift: float, latents: LatentSpace) -> None:
+    upsampled, seen = draw(1, 3, 16, 16), []
+
+    def record(sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+        seen.append((sample.clone(), float(timesteps[0])))
+        return torch.zeros_like(sample)
+
+    restore = restorer(record, latents=latents, timestep_shift=shift, start_from_image=True, strength=0.6)
+    restore(upsampled, seed=4)
+    noise = normal_per_sample((3, 16, 16), [0], 4, "initial noise")
+    image = latents.encode(upsampled, upsampled, indices=[0], seed=0)
+    torch.testing.assert_close(seen[0][0], 0.4 * image + 0.6 * noise)
+    times = [time for _, time in seen]
+    assert times[0] == pytest.approx(600, rel=1e-5)
+    assert len(times) == 4
+    assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize(("strength", "calls"), [(1.0, 4), (0.5, 2), (0.26, 1)])
+def test_diffusion_starts_from_the_image_with_the_noise_of_its_first_timestep(strength: float, calls: int) -> None:
+    upsampled, seen = draw(1, 3, 16, 16), []
+    objective = Diffusion(ObjectiveConfig(type="diffusion", prediction_type="sample"))
+
+    def record(sample: Tensor, condition: Tensor, timesteps: Tensor) -> Tensor:
+        seen.append((sample.clone(), int(timesteps[0])))
+        return truth(condition)
+
+    restore = restorer(record, latents=SPACES[1], objective=objective, start_from_image=True, strength=strength)
+    torch.testing.assert_close(restore(upsampled, seed=4), truth(upsampled), rtol=0, atol=1e-6)
+    noise = normal_per_sample((3, 16, 16), [0], 4, "initial noise")
+    expected = objective.at_timestep(upsampled, upsampled, noise, seen[0][1]).sample
+    torch.testing.assert_close(seen[0][0], expected)
+    assert len(seen) == calls
+    assert seen[0][1] < 1000 * strength
+
+
+def test_a_start_from_the_image_restores_with_a_model_that_knows_the_truth() -> None:
+    upsampled = draw(1, 3, 24, 20)
+    restored = restorer(start_from_image=True, strength=0.5)(upsampled, seed=0)
+    torch.testing.assert_close(restored, truth(upsampled), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes", "says"),
+    [
+        ("diffusion", {"start_from_image": True, "strength": 0.1}, "strength 0.1 leaves none of 4 steps"),
+        ("diffusion", {"strength": 0.5}, "has no effect where sampling starts from noise alone"),
+        ("one_step", {"strength": 0.5}, "has no effect on a model that restores in one step"),
+        ("flow_matching", {"start_from_image": True}, "strength 1 has no trace of the image"),
+        ("flow_matching", {"start_from_image": True, "strength": 1.5}, "strength 1.5: expected above 0, up to 1"),
+    ],
+)
+def test_starts_that_cannot_be(objective: str, changes: dict[str, object], says: str) -> None:
+    config = ObjectiveConfig(type=objective)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=says):
+        restorer(mixing_velocity, objective=build_objective(config, SPACES[0]), **changes)(draw(1, 3, 16, 16), seed=0)

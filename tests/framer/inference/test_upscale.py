@@ -38,7 +38,9 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 60), (16, 16), (17, 5)])
 @pytest.mark.parametrize("scale", [1, 3, 4])
-def test_any_image_becomes_exactly_the_factor_as_large(size: tuple[int, int], scale: int, model: RestoringModel) -> None:
+def test_any_image_becomes_exactly_the_factor_as_large(
+    size: tuple[int, int], scale: int, model: RestoringModel
+) -> None:
     result = Upscaler(model.restorer(), scale)(draw(*size, 3), seed=0)
     assert result.shape == (size[0] * scale, size[1] * scale, 3)
     assert result.dtype == np.float32
@@ -56,9 +58,7 @@ def test_a_photograph_is_nearer_to_the_original_than_bicubic(model: RestoringMod
     assert np.abs(restored - bicubic).mean() > 0.005
 
 
-def test_what_an_image_becomes_depends_on_it_and_the_seed_alone(
-    model: RestoringModel, photograph: np.ndarray
-) -> None:
+def test_what_an_image_becomes_depends_on_it_and_the_seed_alone(model: RestoringModel, photograph: np.ndarray) -> None:
     upscaler = Upscaler(model.restorer(), 4)
     first = upscaler(photograph, seed=0)
     before = photograph.copy()
