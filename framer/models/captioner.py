@@ -100,7 +100,7 @@ class ImageTextCaptioner(Captioner):
 
     @torch.no_grad()
     def caption(self, image: npt.NDArray[np.uint8]) -> str:
-        """The description of a photograph ``uint8 [H, W, 3]``, in one line."""
+        """The description of a photograph ``uint8 [H, W, 3]``, without surrounding white space."""
         inputs = self._inputs(require("PIL.Image", extra="train").fromarray(image))
         written = self._model.generate(
             **inputs, do_sample=False, num_beams=1, num_return_sequences=1, max_new_tokens=self._max_new_tokens
@@ -108,15 +108,19 @@ class ImageTextCaptioner(Captioner):
         if self._chats:  # the question comes first
             written = written[inputs["input_ids"].shape[1] :]
         text: str = self._processor.tokenizer.decode(written, skip_special_tokens=True)
-        return " ".join(text.split())
+        return text.strip()
 
     def _inputs(self, image: Any) -> Any:
-        text = self._prompt
         if self._chats:
-            question = [{"type": "image"}, {"type": "text", "text": self._prompt}]
-            text = self._processor.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+            question = [{"type": "image", "image": image}, {"type": "text", "text": self._prompt}]
+            inputs = self._processor.apply_chat_template(
+                [{"role": "user", "content": question}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
             )
-        arguments = {} if text is None else {"text": [text]}
-        inputs = self._processor(images=[image], return_tensors="pt", **arguments)
+        else:
+            text = {} if self._prompt is None else {"text": [self._prompt]}
+            inputs = self._processor(images=[image], return_tensors="pt", **text)
         return inputs.to(self._device, DTYPES[self._precision])

@@ -150,8 +150,9 @@ class PipelineTextEncoder(TextEncoder):
         """
         if not texts:
             raise ValueError("there is no text to encode")
+        pipeline = self._pipeline  # diffusers sets the level of its messages when it is first imported
         with torch.no_grad(), _truncation_unreported():
-            found = self.encode_prompt(self._pipeline, list(texts))
+            found = self.encode_prompt(pipeline, list(texts))
         prompt = found.prompt.float().cpu()
         pooled = None if found.pooled is None else found.pooled.float().cpu()
         shapes = [list(prompt.shape), None if pooled is None else list(pooled.shape)]
@@ -168,12 +169,12 @@ class PipelineTextEncoder(TextEncoder):
 
     def too_long(self, texts: Sequence[str]) -> list[str]:
         """Those of the texts that have more tokens than one of the encoders sees."""
-        found = dict.fromkeys(texts, False)
+        cut: set[int] = set()
         with _truncation_unreported():
             for name, limit in self.limits().items():
-                for text in found:
-                    found[text] |= len(self._tokenizers[name](text).input_ids) > limit
-        return [text for text, long in found.items() if long]
+                tokens = self._tokenizers[name](list(texts)).input_ids
+                cut |= {place for place, each in enumerate(tokens) if len(each) > limit}
+        return [texts[place] for place in sorted(cut)]
 
     def size_in(self, name: str, key: str) -> int:
         """A number in an encoder's ``config.json``.

@@ -81,8 +81,9 @@ class TextManifest(_Section):
         captions = {key: self.captions[row] for key, row in self.keys.items()}
         if describe_captions(captions) != self.made_from.get("captions") or rows_of(captions) != self.captions:
             raise ValueError("captions and keys are not those that made_from describes")
-        if self.made_from.get("dtype") != self.dtype:
-            raise ValueError("dtype is not that of made_from")
+        sizes = [self.tokens, self.prompt_channels, self.pooled_channels]
+        if self.made_from.get("dtype") != self.dtype or self.made_from.get("sizes") != sizes:
+            raise ValueError("dtype, tokens or channels are not those of made_from")
         if [record.file for record in self.files] != [file_name(number) for number in range(len(self.files))]:
             raise ValueError("the files are not numbered in order")
         if (held := sum(record.rows for record in self.files)) != rows:

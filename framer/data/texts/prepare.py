@@ -60,7 +60,7 @@ def prepare_texts(
         root: The folder that was searched for them; None where they lie in no common one, as the bundled ones.
         folder: Where the texts go: the store, and what a captioning model said.
         captions: ``null`` for empty texts, a folder of text files, or ``model:FOLDER`` for a captioning model, whose
-            sentences about focus, blur, depth and background are dropped.
+            sentences about focus, blur, depth and background are dropped, and line breaks made spaces.
         encoder_folder: A diffusers pipeline with the text encoders; None for captions alone.
         device: Where the models run, one after the other.
         precision: Of the models.
@@ -107,7 +107,7 @@ def _captions(
 
     captioner = ImageTextCaptioner(Path(model).expanduser(), device=device, precision=precision, prompt=prompt)
     said = captions_from_model(by_key, captioner, folder / CACHE_FILE)
-    kept = {key: without_forbidden_sentences(caption) for key, caption in said.items()}
+    kept = {key: " ".join(without_forbidden_sentences(caption).split()) for key, caption in said.items()}
     if emptied := [key for key in kept if said[key] and not kept[key]]:
         logger.warning(
             "%d captions are about focus, blur, depth or background alone, and are empty without: %s",

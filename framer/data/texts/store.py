@@ -215,6 +215,7 @@ def write_text_store(
     made_from: dict[str, Any] = {
         "captions": describe_captions(captions),
         "encoder": encoder.identity,
+        "sizes": [encoder.tokens, *encoder.sizes],
         "dtype": dtype,
         "rows_per_file": rows_per_file,
     }
