@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae-decoder-tile", type=int, default=224, help="tile that it decodes, in latent pixels, default 224"
     )
+    parser.add_argument(
+        "--vae-shared-statistics",
+        action="store_true",
+        help="normalise the autoencoder's tiles alike, so that they differ less in tone; takes it twice the time",
+    )
     parser.add_argument("--vae", metavar="FOLDER", help="the autoencoder, where it is not where it was in training")
     parser.add_argument(
         "--pretrained", metavar="FOLDER", help="the model that a ControlNet was trained beside, likewise"
@@ -217,7 +222,9 @@ def _upscaler(model: RestoringModel, arguments: argparse.Namespace) -> Upscaler:
         tile=arguments.tile,
         tile_overlap=arguments.tile_overlap,
         tile_batch=arguments.tile_batch,
-        autoencoder_tiles=AutoencoderTiles(arguments.vae_tile, arguments.vae_decoder_tile),
+        autoencoder_tiles=AutoencoderTiles(
+            arguments.vae_tile, arguments.vae_decoder_tile, shared_statistics=arguments.vae_shared_statistics
+        ),
         start_from_image=arguments.start == "lr" and not one_step,
         strength=arguments.strength,
     )

@@ -68,6 +68,12 @@ class ControlledModel(nn.Module):
         return dtype
 
     @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        device: torch.device = self.controlnet.device
+        return device
+
+    @property
     def control_blocks(self) -> dict[str, nn.Module]:
         """The ControlNet's blocks, by their names within it."""
         names = ("transformer_blocks", "down_blocks", "mid_block")

@@ -6,7 +6,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from framer.data.images import read_image
+from framer.data.photographs import bundled_photographs
 from framer.errors import UserError
+from framer.inference.shared_statistics import SharedStatistics
 from framer.inference.tiled_latents import AutoencoderTiles, TiledLatents
 from framer.models.latents import ImageLatents, VaeLatents
 from framer.models.pixel_condition import PixelCondition
@@ -73,6 +76,40 @@ def test_feathered_tiles_meet_with_far_smaller_edges_than_tiles_side_by_side(lat
         return float((inside[..., 1:] - inside[..., :-1]).abs().mean((0, 1, 2)).max())
 
     assert largest_step(0.25) < 0.1 * largest_step(0.0)
+
+
+def test_shared_statistics_bring_tiles_nearer_to_the_image_at_once(latents: VaeLatents) -> None:
+    path = next(path for path in bundled_photographs("heldout") if path.stem == "chelsea")
+    image = torch.tensor(read_image(path)[:192, :256]).permute(2, 0, 1)[None] / 127.5 - 1
+    reference, at_once = latents.reference(image), latents.decode(latents.reference(image), image)
+
+    def errors(*, shared: bool) -> tuple[float, float]:
+        tiles = TiledLatents(latents, AutoencoderTiles(128, 64, shared_statistics=shared), None)
+        encoded, decoded = tiles.reference(image) - reference, tiles.decode(reference, image) - at_once
+        return float(encoded.std() / reference.std()), float(decoded.std() / at_once.std())
+
+    own, shared = errors(shared=False), errors(shared=True)
+    assert shared[0] < 0.8 * own[0]
+    assert shared[1] < 0.9 * own[1]
+    # The autoencoder is as it was; one tile is still the image at once; images do not mix.
+    assert torch.equal(latents.reference(image), reference)
+    tiles = TiledLatents(latents, AutoencoderTiles(256, 128, shared_statistics=True), None)
+    torch.testing.assert_close(tiles.reference(image), reference, rtol=1e-5, atol=1e-5)
+    tiles = TiledLatents(latents, AutoencoderTiles(128, 64, shared_statistics=True), None)
+    together = tiles.reference(torch.cat([image, -image]))
+    torch.testing.assert_close(together[:1], tiles.reference(image), rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_the_image_itself_normalise_it_as_it_would_itself(latents: VaeLatents) -> None:
+    image = picture(48, 64)
+    expected = latents.reference(image)
+    statistics = SharedStatistics(latents.vae)
+    with statistics.measured():
+        latents.reference(image)
+    with statistics.applied():
+        torch.testing.assert_close(latents.reference(image), expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(latents.reference(0.5 * image), latents.reference(image), atol=1e-2)
+    assert torch.equal(latents.reference(image), expected)
 
 
 def test_memory_is_that_of_a_tile_and_of_the_images(latents: VaeLatents) -> None:
