@@ -219,3 +219,25 @@ def test_floats_have_no_known_range(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match="32-bit samples"):
         read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bit_tiffs_are_read_in_full(channels: int, tmp_path: Path) -> None:
+    samples = noise(6, 7, channels, dtype=np.uint16)
+    order = [2, 1, 0, 3][:channels] if channels > 1 else [0]
+    assert cv2.imwrite(str(tmp_path / "a.tif"), samples[..., order])
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.bits == 16
+    colours = 3 if channels > 1 else 1
+    assert np.array_equal(np.rint(picture.colour[..., :colours] * 65535), samples[..., :colours])
+    assert (picture.alpha is not None) == (channels == 4)
+
+
+def test_a_grey_value_that_means_transparent(tmp_path: Path) -> None:
+    samples = noise(6, 7)
+    Image.fromarray(samples).save(tmp_path / "a.png", transparency=int(samples[2, 3]))
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.grey
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha == 0, samples == samples[2, 3])
+    assert np.array_equal(np.rint(picture.colour[..., 0] * 255), samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import family_folders
 import numpy as np
 import pytest
+import text_folders
 import torch
 from PIL import Image
 
@@ -21,6 +24,7 @@ from framer.data.images import read_image
 from framer.errors import UserError
 from framer.inference.jobs import plan_jobs
 from framer.models.text import TextEmbeddings
+from framer.models.text_encoders import load_text_encoder
 
 
 def upscale(*arguments: object) -> int:
@@ -278,3 +282,39 @@ def test_a_link_to_an_input_is_an_input(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to(source)
     with pytest.raises(UserError, match="inputs would be overwritten"):
         plan_jobs([source], tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("family", ["sd21", "sd35"])
+def test_a_text_encoders_own_embeddings_reach_the_model(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {"sd21": text_folders.sd21_texts, "sd35": text_folders.sd3_texts}[family](tmp_path / "texts")
+    encoder = load_text_encoder(texts, device=torch.device("cpu"))
+    settings: dict[str, object] = {"conditioning": "concat", "latents": "vae", "scale": 4, "tile": 32, "text_tokens": 1}
+    if family == "sd21":
+        model = family_folders.UNet2DConditionModel.from_pretrained(family_folders.sd21(tmp_path / "unet"))
+        config = {**model.config, "cross_attention_dim": encoder.sizes.prompt, "in_channels": 8}
+        settings |= {"objective": "diffusion", "prediction_type": "epsilon"}
+    else:
+        model = family_folders.SD3Transformer2DModel.from_pretrained(family_folders.sd35(tmp_path / "transformer"))
+        config = {**model.config, "joint_attention_dim": encoder.sizes.prompt, "in_channels": 8}
+        config["pooled_projection_dim"] = encoder.sizes.pooled
+        settings |= {"objective": "flow_matching", "prediction_type": "velocity", "timestep_shift": 3.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        type(model).from_config(config).save_pretrained(tmp_path / "export")
+    settings["vae"] = str(family_folders.autoencoder(tmp_path / "vae"))
+    (tmp_path / "export/restoration.json").write_text(json.dumps(settings))
+    source = picture(tmp_path / "a.png", (8, 10))
+    common = ("--model", tmp_path / "export", "--steps", 2, "--text-encoder", texts)
+    results = {}
+    for name, options in {
+        "one": ("--prompt", "a photo"),
+        "same": ("--prompt", "a photo", "--guidance-scale", 1, "--negative-prompt", "blur"),
+        "other": ("--prompt", "the cat"),
+        "guided": ("--prompt", "a photo", "--guidance-scale", 9),
+    }.items():
+        assert upscale(source, "-o", tmp_path / f"{name}.png", *common, *options) == 0, capsys.readouterr().err
+        results[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert results["one"] == results["same"]
+    assert len(set(results.values())) == 3
