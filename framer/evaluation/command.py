@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from framer.evaluation.comparison_plot import plot_comparison
     from framer.evaluation.folders import Settings, evaluate_folders
+    from framer.evaluation.picture_sheet import SHEET_FILE, write_picture_sheet
     from framer.evaluation.results import measured_per_picture, write_results
 
     evaluation = evaluate_folders(
@@ -91,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     sys.stdout.write(write_results(output, evaluation, published=published))
     if any(True for _ in measured_per_picture(evaluation)):
         sys.stdout.write(f"\n{output / PLOT_FILE}: {plot_comparison(output / PLOT_FILE, evaluation)}\n")
+    sys.stdout.write(f"\n{output / SHEET_FILE}: {write_picture_sheet(output / SHEET_FILE, evaluation)}\n")
     return 0
 
 

@@ -122,12 +122,17 @@ def _means(evaluation: Evaluation) -> str:
         head = f"{escape_cell(result.metric.label)}, {arrow}"
         if isinstance(result, NotComputed):
             cells = ["not computed"] * len(names)
-            what = f"not computed, because {escape_cell(result.reason)}. It would be: `{result.id}`"
+            what = f"not computed, because {_as_code(result.reason)}. It would be: `{result.id}`"
         else:
             cells = [_mean_cell(result, name) for name in names]
             what = f"`{result.id}`; {escape_cell(result.library)}"
         lines.append("| " + " | ".join([head, *cells, what]) + " |")
     return "\n".join(lines)
+
+
+def _as_code(text: str) -> str:
+    """A message as it is, with the commands that it gives fit to be copied from the terminal."""
+    return f"`{' '.join(text.split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 
 def _mean_cell(result: Measured, run: str) -> str:

@@ -81,6 +81,7 @@ def test_writes_table_json_csv_and_plot(folders, capsys):
         "evaluation.json",
         "evaluation.md",
         "per_image.csv",
+        "pictures.png",
     ]
     table = (folders / "out" / "evaluation.md").read_text()
     assert table in capsys.readouterr().out
@@ -153,7 +154,7 @@ def test_without_originals_what_needs_them_is_named_and_niqe_is_there(folders, c
     for name in ("psnr", "ssim", "lpips", "dists", "fid"):
         assert "give their folder as --reference" in metrics[name]["not_computed_because"]
     table = capsys.readouterr().out
-    assert table.count("| not computed, because it compares with the originals") == 5
+    assert table.count("| not computed, because `it compares with the originals") == 5
 
 
 @pytest.mark.parametrize("protocol", ["framer", "osediff"])
