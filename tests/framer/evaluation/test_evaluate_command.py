@@ -215,7 +215,7 @@ def test_small_pictures_leave_niqe_out_and_name_one(folders, capsys):
     for run in ("hr", "good"):
         write_png(folders / run / "plain.png", texture(9)[:95])
     assert evaluate(folders, "good") == 0
-    assert "because plain (95 x 96) is too small: it has fewer than 2 patches of 96 px" in capsys.readouterr().out
+    assert "because `plain (95 x 96) is too small: it has fewer than 2 patches of 96 px" in capsys.readouterr().out
     assert "means" in results(folders)["metrics"]["ssim"]
 
 
