@@ -66,9 +66,8 @@ def framer_loss(
         fam: Whether FAM applies; False for ``a = 1``.
         assignment: Which band has which loss. ``intra_low`` is the above; ``intra_high`` has IntraCL in the high and
             InterCL in the low band; ``intra_both`` and ``inter_both`` have one loss in both. ``w`` and ``a`` remain
-            those of the band. All but ``intra_low`` are computed by the reference backend: with gradients by autograd
-            of plain torch, which keeps the spectra of all layers, and no part of a compiled graph where there is a
-            group.
+            those of the band. All but ``intra_low`` are computed by the reference backend, whose autograd keeps the
+            spectra of all layers.
         group: Process group whose samples are in-batch negatives; None takes this process's alone. With a
             group the call is collective, with the same arguments on every rank but for B, which may differ, and
             for which students need a gradient, as long as one does on every rank or on none. The backward pass
