@@ -408,6 +408,20 @@ def test_names_no_layer_where_all_are_finite():
     assert out.first_non_finite_layer() is None
 
 
+@pytest.mark.parametrize(
+    ("assignment", "teachers"),
+    [("intra_low", True), ("intra_both", True), ("intra_high", False), ("inter_both", False)],
+)
+def test_another_ranks_samples_in_the_low_band_do_not_make_the_teacher_suspect(assignment, teachers):
+    model = build()
+    _, out = step(Framer(model, FramerConfig(assignment=assignment)), model, inputs())
+    low_band = torch.full_like(out.layers.intra, float("nan"))
+
+    name = out._replace(layers=out.layers._replace(intra=low_band)).first_non_finite_layer()
+
+    assert name == ("transformer_blocks.3" if teachers else None)
+
+
 def test_draws_go_on_from_a_saved_state(tmp_path: Path):
     model, batch = build(), inputs()
     framer = Framer(model, FramerConfig(seed=11, negatives="independent"))

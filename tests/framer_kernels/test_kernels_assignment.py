@@ -228,12 +228,11 @@ def test_a_batch_of_one_has_no_other_images(assignment: Any) -> None:
     torch.testing.assert_close(out.loss, framer.loss, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("assignment", OTHERS)
-def test_compiles_into_one_graph(assignment: Any) -> None:
+def test_compiles_into_one_graph() -> None:
     *students, teacher = small_features()
 
     def total(maps: list[Tensor]) -> Tensor:
-        return framer_loss(maps, teacher, negatives=NEGATIVES, assignment=assignment).loss.sum()
+        return framer_loss(maps, teacher, negatives=NEGATIVES, assignment="inter_both").loss.sum()
 
     expected = total([x.clone().requires_grad_() for x in students])
     leaves = [x.clone().requires_grad_() for x in students]
