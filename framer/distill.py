@@ -30,7 +30,7 @@ from framer.errors import ConfigError
 from framer.features import Capture, CaptureError, FeatureError, FeatureTap, adapter_for, feature_space
 from framer.features.spaces import PredictionType, ToSpace
 from framer.negatives import draw_negatives
-from framer_kernels import BandSplit, FramerLoss, framer_loss
+from framer_kernels import BandAssignment, BandSplit, FramerLoss, framer_loss
 
 
 class Features(NamedTuple):
@@ -60,6 +60,7 @@ class FramerOutput(NamedTuple):
             methods.
         layer_names: The students' names within the model.
         teacher_name: The teacher's name within the model; with ``repa`` the encoder's class, with ``dispersive`` None.
+        assignment: With method ``framer``, which loss the low and the high band of ``layers`` have.
     """
 
     total: Tensor
@@ -67,6 +68,7 @@ class FramerOutput(NamedTuple):
     negatives: tuple[int, ...]
     layer_names: tuple[str, ...]
     teacher_name: str | None
+    assignment: BandAssignment
 
     def first_non_finite_layer(self) -> str | None:
         """Names the first block, in forward order, whose feature is not finite on this rank.
@@ -85,9 +87,10 @@ class FramerOutput(NamedTuple):
         for name, is_finite in zip(self.layer_names, finite, strict=True):
             if not is_finite:
                 return name
-        # With all students finite, a low-band loss that is not finite is the teacher's doing. The high band
-        # does not tell, because it holds the samples of other ranks.
-        return None if bool(torch.isfinite(layers.intra).all()) else self.teacher_name
+        # With all students finite, an IntraCL that is not finite is the teacher's doing. InterCL does not tell, because
+        # it holds the samples of other ranks. A similarity would, but Triton's maximum may drop a NaN.
+        own = layers.intra if self.assignment in ("intra_low", "intra_both") else layers.align_lf
+        return None if bool(torch.isfinite(own).all()) else self.teacher_name
 
 
 class Framer:
@@ -102,7 +105,7 @@ class Framer:
         model: A diffusers model that has an adapter (see ``framer.features``), alone or within DeepSpeed's
             engine, ``DistributedDataParallel`` or ``torch.compile``.
         config: What to compute; by default the paper's loss.
-        group: Processes whose samples are the other images in the high band's loss; by default all of
+        group: Processes whose samples are the other images in InterCL; by default all of
             them where ``torch.distributed`` is initialised. Without effect where the config's
             ``in_batch_negatives_across_ranks`` is off.
         prediction_type: What the model's output is, ``"velocity"`` or the clean ``"sample"``; feature spaces ``x0``
@@ -239,7 +242,14 @@ class Framer:
             layers = LayerLosses(self._alignment.losses(maps))
         reduced = layers.loss.sum() if self.config.reduce == "sum" else layers.loss.mean()
         self._clear()
-        return FramerOutput(self.config.weight * reduced, layers, tuple(negatives), self.layer_names, self.teacher_name)
+        return FramerOutput(
+            self.config.weight * reduced,
+            layers,
+            tuple(negatives),
+            self.layer_names,
+            self.teacher_name,
+            self.config.assignment,
+        )
 
     def _framer_loss(self, students: list[Tensor], teacher: Tensor, negatives: list[int]) -> FramerLoss:
         config = self.config
@@ -254,6 +264,7 @@ class Framer:
                 shared_negatives=config.shared_negatives,
                 faw=config.faw,
                 fam=config.fam,
+                assignment=config.assignment,
                 group=self._negatives_group(),
                 group_mode=config.group_mode,
                 backend=config.backend,

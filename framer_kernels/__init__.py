@@ -9,10 +9,11 @@ from framer_kernels.ops.band_energy.api import band_energy
 from framer_kernels.ops.contrastive.api import inter_contrastive_loss, intra_contrastive_loss
 from framer_kernels.ops.framer_loss.api import framer_loss
 from framer_kernels.ops.similarity.api import band_similarity
-from framer_kernels.types import Backend, BandKind, BandPair, FawMode, FramerLoss, Representation
+from framer_kernels.types import Backend, BandAssignment, BandKind, BandPair, FawMode, FramerLoss, Representation
 
 __all__ = [
     "Backend",
+    "BandAssignment",
     "BandKind",
     "BandPair",
     "BandSplit",

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from framer_kernels.bands import BandSplit
-from framer_kernels.types import GroupMode
+from framer_kernels.types import BandAssignment, GroupMode
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,6 +55,8 @@ class CommonSettings(NamedTuple):
     """Whether the backend is the reference. The others exchange the same among themselves."""
     precision: str
     group_mode: str
+    assignment: BandAssignment = "intra_low"
+    """The fused operator has no other."""
 
 
 class RemoteSamples(NamedTuple):

@@ -8,7 +8,8 @@ are taken to be valid; the public functions check them and say what the argument
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +17,17 @@ from torch import Tensor
 from framer_kernels.bands import BandSplit
 from framer_kernels.distributed import GlobalBatch
 from framer_kernels.precision import ENERGY_EPS, NORM_FLOOR, compute_dtype
-from framer_kernels.types import BandPair, FawMode, FramerLoss, Representation
+from framer_kernels.types import BandAssignment, BandPair, FawMode, FramerLoss, Representation
+
+Contrast: TypeAlias = Literal["intra", "inter"]
+
+CONTRASTS: Final[Mapping[BandAssignment, tuple[Contrast, Contrast]]] = {
+    "intra_low": ("intra", "inter"),
+    "intra_high": ("inter", "intra"),
+    "intra_both": ("intra", "intra"),
+    "inter_both": ("inter", "inter"),
+}
+"""The losses of the low and of the high band."""
 
 # Symbols: spectra, masks, vectors
 
@@ -69,12 +80,12 @@ def _over_query_norm(products: Tensor, norm: Tensor) -> Tensor:
 
 
 def intra_cl(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
-    """IntraCL from ``s+_LF`` and ``s-_LF``: ``[B], [B] -> [B]``."""
+    """IntraCL from ``s+_b`` and ``s-_b``: ``[B], [B] -> [B]``."""
     return _contrast(positive / temperature, negative / temperature)
 
 
 def inter_cl(positive: Tensor, negative: Tensor, in_batch: Tensor, temperature: float) -> Tensor:
-    """InterCL from ``s+_HF``, ``s-_HF`` and the in-batch cosines: ``[B], [B], [B, K] -> [B]``.
+    """InterCL from ``s+_b``, ``s-_b`` and the in-batch cosines: ``[B], [B], [B, K] -> [B]``.
 
     Entries of ``in_batch`` that are no negatives are ``-inf``.
     """
@@ -87,17 +98,68 @@ def _contrast(positive: Tensor, negative: Tensor) -> Tensor:
     return -torch.nn.functional.logsigmoid(positive - negative)
 
 
-def in_batch_cosine(query: Tensor, targets: Tensor, first: int) -> Tensor:
-    """``cos_HF(x_i[b], .[b'])`` for all ``b'`` of the group, ``[B, G]``, and ``-inf`` where ``b' = b``.
+def in_batch_cosine(query: Tensor, others: Sequence[Tensor], first: int) -> Tensor:
+    """``cos_b(x_i[b], .[b'])`` for all ``b'`` of the group, and ``-inf`` where ``b' = b``.
 
     Args:
-        query: ``[B, D]``, ``u_HF`` of this rank's students.
-        targets: ``[G, D]``, unit vectors of all ranks.
-        first: Row of ``targets`` that belongs to the first query.
+        query: ``[B, D]``, ``u_b`` of this rank's samples of a student.
+        others: K tensors ``[G, D]``, unit vectors of all ranks.
+        first: Row of each of them that belongs to the first query.
+
+    Returns:
+        ``[B, K G]``.
     """
-    cosine = pairwise_cosine(query, targets)
-    b, b_prime = (torch.arange(n, device=query.device) for n in cosine.shape)
-    return cosine.masked_fill(b[:, None] + first == b_prime, float("-inf"))
+
+    def cosine(targets: Tensor) -> Tensor:
+        cosines = pairwise_cosine(query, targets)
+        b, b_prime = (torch.arange(n, device=query.device) for n in cosines.shape)
+        return cosines.masked_fill(b[:, None] + first == b_prime, float("-inf"))
+
+    return torch.cat([cosine(targets) for targets in others], dim=1)
+
+
+def in_batch_targets(
+    contrast: Contrast, targets: Tensor, units: Mapping[int, Tensor], shared_negatives: bool, batch: GlobalBatch
+) -> dict[int, list[Tensor]]:
+    """What the other images offer one band for negatives: by random-layer negative, unit vectors ``[G, D]``.
+
+    Args:
+        contrast: The band's loss; IntraCL takes none.
+        targets: ``[B, D]``, unit vectors of the teacher.
+        units: ``[B, D]``, those of every layer that is a negative.
+        shared_negatives: Whether these join the teacher's.
+        batch: All ranks' samples. With a group the call is collective for InterCL.
+    """
+    if contrast == "intra":
+        return {j: [] for j in units}
+    everyone = batch.gather(targets)
+    # Sorted: every rank gathers the layers in the same order.
+    return {j: [everyone, batch.gather(units[j])] if shared_negatives else [everyone] for j in sorted(units)}
+
+
+def band_loss(
+    contrast: Contrast,
+    query: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    others: Sequence[Tensor],
+    first: int,
+    temperature: float,
+) -> Tensor:
+    """One band's loss, ``[B]``.
+
+    Args:
+        contrast: Which one.
+        query: ``[B, D]``, ``u_b(x_i)``.
+        positive: ``[B]``, ``s+_b``.
+        negative: ``[B]``, ``s-_b``.
+        others: ``[G, D]`` each, the `in_batch_targets` of the random-layer negative.
+        first: As in `in_batch_cosine`.
+        temperature: Above 0.
+    """
+    if contrast == "intra":
+        return intra_cl(positive, negative, temperature)
+    return inter_cl(positive, negative, in_batch_cosine(query, others, first), temperature)
 
 
 # FAW and FAM, both without gradient
@@ -147,6 +209,7 @@ def framer_loss(
     shared_negatives: bool,
     faw: FawMode | None,
     fam: bool,
+    assignment: BandAssignment,
     batch: GlobalBatch,
 ) -> FramerLoss:
     """``L_i`` of every layer and its parts. Every map is transformed once."""
@@ -163,31 +226,28 @@ def framer_loss(
         energy.append(energies(x_spectrum, masks))
     units = [unit_vectors(query) for query in queries]
 
-    all_targets = batch.gather(targets.hf)
-    # Sorted: every rank gathers the layers in the same order.
-    all_units = {j: batch.gather(units[j].hf) for j in sorted(set(negatives))} if shared_negatives else {}
+    contrasts = CONTRASTS[assignment]
+    others = [
+        in_batch_targets(contrasts[b], targets[b], {j: units[j][b] for j in negatives}, shared_negatives, batch)
+        for b in (0, 1)
+    ]
 
     layers: list[FramerLoss] = []
     for i, j in enumerate(negatives):
         query = queries[i]
         positive = BandPair(*map(paired_cosine, query, targets))
         negative = BandPair(*map(paired_cosine, query, units[j]))
-        in_batch = in_batch_cosine(query.hf, all_targets, batch.first)
-        if shared_negatives:
-            others = in_batch_cosine(query.hf, all_units[j], batch.first)
-            in_batch = torch.cat([in_batch, others], dim=1)
-
-        intra = intra_cl(positive.lf, negative.lf, temperature)
-        inter = inter_cl(positive.hf, negative.hf, in_batch, temperature)
+        low, high = (
+            band_loss(contrasts[b], query[b], positive[b], negative[b], others[b][j], batch.first, temperature)
+            for b in (0, 1)
+        )
         w_lf = faw_weight(teacher_energy.lf, energy[i].lf, faw)
         w_hf = faw_weight(teacher_energy.hf, energy[i].hf, faw)
         s_lf, s_hf = fam_factor(positive.lf), fam_factor(positive.hf)
         a_lf, a_hf = (s_lf, s_hf) if fam else (1.0, 1.0)
 
-        loss = (w_lf * a_lf * intra + w_hf * a_hf * inter).mean()
-        layers.append(
-            FramerLoss(loss, intra.detach(), inter.detach(), w_lf, w_hf, s_lf, s_hf, energy[i].lf, energy[i].hf)
-        )
+        loss = (w_lf * a_lf * low + w_hf * a_hf * high).mean()
+        layers.append(FramerLoss(loss, low.detach(), high.detach(), w_lf, w_hf, s_lf, s_hf, energy[i].lf, energy[i].hf))
     return FramerLoss(*(torch.stack(field) for field in zip(*layers, strict=True)))
 
 
@@ -245,10 +305,8 @@ def inter_contrastive_loss(
 ) -> Tensor:
     """InterCL, ``[B]``."""
     query, targets, units = _low_and_high(student, teacher, negative, bands, representation)
-    in_batch = in_batch_cosine(query.hf, batch.gather(targets.hf), batch.first)
-    if shared_negatives:
-        others = in_batch_cosine(query.hf, batch.gather(units.hf), batch.first)
-        in_batch = torch.cat([in_batch, others], dim=1)
+    (others,) = in_batch_targets("inter", targets.hf, {0: units.hf}, shared_negatives, batch).values()
+    in_batch = in_batch_cosine(query.hf, others, batch.first)
     positive, own_negative = paired_cosine(query.hf, targets.hf), paired_cosine(query.hf, units.hf)
     return inter_cl(positive, own_negative, in_batch, temperature)
 

@@ -15,6 +15,10 @@ Representation: TypeAlias = Literal["complex", "magnitude"]
 FawMode: TypeAlias = Literal["relative_student", "relative_teacher", "absolute"]
 """What the energy difference between student and teacher is measured against."""
 
+BandAssignment: TypeAlias = Literal["intra_low", "intra_high", "intra_both", "inter_both"]
+"""Which band has which loss: IntraCL on the low, the high or both bands and InterCL on the other one if any, or InterCL
+on both. FRAMER is ``intra_low``."""
+
 Backend: TypeAlias = Literal["auto", "triton", "portable", "reference"]
 """Which implementation computes; ``auto`` takes the best one for the inputs."""
 
@@ -42,8 +46,10 @@ class FramerLoss(NamedTuple):
         loss: ``[N]``, each layer's mean over this rank's samples of
             ``weight_lf * a_lf * intra + weight_hf * a_hf * inter``. Differentiable with respect to the
             students; every other field is detached.
-        intra: ``[N, B]``, IntraCL of the low band, before weighting.
-        inter: ``[N, B]``, InterCL of the high band, before weighting.
+        intra: ``[N, B]``, the low band's loss before weighting: IntraCL, or with the assignments ``intra_high`` and
+            ``inter_both`` InterCL.
+        inter: ``[N, B]``, the high band's loss before weighting: InterCL, or with the assignments ``intra_high`` and
+            ``intra_both`` IntraCL.
         weight_lf: ``[N, B]``, the FAW weight in use, in (0, 1]; 1 where ``faw=None``.
         weight_hf: ``[N, B]``, as ``weight_lf`` for the high band.
         align_lf: ``[N, B]``, ``max(s+_lf, 0)``, the similarity to the teacher, in [0, 1]: FAM's factor

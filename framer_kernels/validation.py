@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from framer_kernels.bands import BandSplit
-from framer_kernels.types import Backend, GroupMode, Precision, Representation
+from framer_kernels.types import Backend, BandAssignment, GroupMode, Precision, Representation
 
 FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -103,6 +103,16 @@ def check_representation(representation: object) -> None:
 def check_backend(backend: object) -> None:
     """A `Backend`."""
     check_choice("backend", backend, get_args(Backend))
+
+
+def check_assignment(assignment: object, backend: object) -> None:
+    """A `BandAssignment`, and a backend that has it."""
+    check_choice("assignment", assignment, get_args(BandAssignment))
+    if assignment != "intra_low" and backend not in ("auto", "reference"):
+        raise ValueError(
+            f"assignment={assignment!r} is computed by the reference backend alone, got backend={backend!r}; "
+            "backend='auto' takes it"
+        )
 
 
 def check_precision(precision: object) -> None:

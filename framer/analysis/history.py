@@ -23,8 +23,8 @@ class LayerMetrics(BaseModel):
         weight_hf: FAW weight ``w_HF``.
         align_lf: FAM weight ``a_LF`` in [0, 1].
         align_hf: FAM weight ``a_HF``.
-        intra: IntraCL.
-        inter: InterCL.
+        intra: The low band's loss: IntraCL, unless ``framer.assignment`` says otherwise.
+        inter: The high band's loss: InterCL, unless ``framer.assignment`` says otherwise.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)

@@ -75,6 +75,7 @@ _OF_FRAMER: Final = frozenset(
         "shared_negatives",
         "faw",
         "fam",
+        "assignment",
         "negatives",
         "in_batch_negatives_across_ranks",
         "group_mode",

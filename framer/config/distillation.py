@@ -20,7 +20,7 @@ from framer.config.alignment import (
 )
 from framer.config.base import ConfigSection
 from framer.config.types import NonNegativeInt
-from framer_kernels.types import Backend, BandKind, FawMode, GroupMode, Precision, Representation
+from framer_kernels.types import Backend, BandAssignment, BandKind, FawMode, GroupMode, Precision, Representation
 
 _RELEASED: Final[Mapping[str, object]] = {
     "weight": 0.1,
@@ -104,7 +104,7 @@ class FramerConfig(ConfigSection):
     """How the students' losses become one."""
 
     shared_negatives: bool = False
-    """Whether the random-layer features of the other images are negatives of the high band too."""
+    """Whether the random-layer features of the other images are negatives in InterCL too."""
 
     faw: FawMode | None = "relative_student"
     """Frequency-based adaptive weight: what the difference of the student's and the teacher's band energy is
@@ -114,14 +114,19 @@ class FramerConfig(ConfigSection):
     """Whether frequency-based alignment modulation scales each band by the student's similarity to the
     teacher."""
 
+    assignment: BandAssignment = "intra_low"
+    """Which band has which loss: `intra_low`, IntraCL the low and InterCL the high one, as FRAMER; `intra_high`, the
+    other way round; `intra_both` and `inter_both`, one loss in both. All but the first are for ablations, and computed
+    by the `reference` backend."""
+
     negatives: Literal["cycle", "independent", "fixed"] = "cycle"
     """How each layer's random-layer negative is drawn: `cycle`, its successor in one random cyclic order of
     all layers; `independent`, any other layer. Uniform over the other layers either way. `fixed`: always
     the next layer in depth, for ablations."""
 
     in_batch_negatives_across_ranks: bool = True
-    """Whether the other images, in the high band's loss or in that of `dispersive`, are those of every rank, or of the
-    own rank alone."""
+    """Whether the other images, in InterCL or in the loss of `dispersive`, are those of every rank, or of the own rank
+    alone."""
 
     seed: int = Field(default=0, ge=0)
     """Seed of the random-layer negatives, the same on every rank; 0 or more."""
@@ -131,8 +136,8 @@ class FramerConfig(ConfigSection):
     their number."""
 
     backend: Backend = "auto"
-    """Implementation of the loss: `auto`, the fastest that the machine has; `triton`, fused kernels; `portable`, plain
-    torch in chunks; `reference`, the definition, slow and sparing of nothing."""
+    """Implementation of the loss: `auto`, the fastest that the machine has for it; `triton`, fused kernels; `portable`,
+    plain torch in chunks; `reference`, the definition, slow and sparing of nothing."""
 
     precision: Precision = "bf16x3"
     """How the `triton` backend multiplies float32 matrices."""
@@ -173,6 +178,11 @@ class FramerConfig(ConfigSection):
             values = ", ".join(f"{name} {_shown(getattr(self, name))}" for name in unused)
             raise ValueError(
                 f"settings without effect on method {self.method}: {values}; leave them out, or choose another method"
+            )
+        if self.assignment != "intra_low" and self.backend not in ("auto", "reference"):
+            raise ValueError(
+                f"assignment {self.assignment} is computed by the reference backend alone, got backend {self.backend}; "
+                "leave it at auto"
             )
         if self.method == "sra" and self.teacher != "ema":
             raise ValueError(

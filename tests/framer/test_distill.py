@@ -127,6 +127,25 @@ def test_equals_the_loss_of_the_blocks_outputs(space, preset):
     assert out.teacher_name == "transformer_blocks.3"
 
 
+@pytest.mark.parametrize("assignment", ["intra_high", "intra_both", "inter_both"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_other_assignments_are_passed_on(assignment, checkpointing):
+    model, expected_model = build(), build()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    _, out = step(Framer(model, FramerConfig(assignment=assignment)), model, inputs())
+    out.total.backward()
+
+    *students, teacher = maps_by_hooks(expected_model, inputs(), "hidden")
+    layers = framer_loss(students, teacher.detach(), negatives=out.negatives, assignment=assignment)
+    layers.loss.sum().backward()
+
+    assert out.assignment == assignment
+    for got, expected in zip(out.layers, layers, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert_same(gradients(model), gradients(expected_model))
+
+
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_changes_neither_loss_nor_gradient(space, reentrant):
@@ -371,7 +390,9 @@ def test_map_too_small_for_its_bands_is_a_users_mistake():
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("options", [{}, {"preset": "released"}, {"faw": None, "fam": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"preset": "released"}, {"faw": None, "fam": False}, {"assignment": "inter_both"}]
+)
 def test_names_the_first_layer_that_is_not_finite(index, value, options):
     model = build()
     with torch.no_grad():
@@ -385,6 +406,20 @@ def test_names_no_layer_where_all_are_finite():
     model = build()
     _, out = step(Framer(model), model, inputs())
     assert out.first_non_finite_layer() is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "teachers"),
+    [("intra_low", True), ("intra_both", True), ("intra_high", False), ("inter_both", False)],
+)
+def test_another_ranks_samples_in_the_low_band_do_not_make_the_teacher_suspect(assignment, teachers):
+    model = build()
+    _, out = step(Framer(model, FramerConfig(assignment=assignment)), model, inputs())
+    low_band = torch.full_like(out.layers.intra, float("nan"))
+
+    name = out._replace(layers=out.layers._replace(intra=low_band)).first_non_finite_layer()
+
+    assert name == ("transformer_blocks.3" if teachers else None)
 
 
 def test_draws_go_on_from_a_saved_state(tmp_path: Path):
@@ -474,6 +509,7 @@ def test_given_fields_win_over_the_preset():
         FramerConfig(),
         FramerConfig(preset="released"),
         FramerConfig(preset="released", reduce="sum", faw=None),
+        FramerConfig(assignment="inter_both"),
     ],
 )
 def test_dump_reconstructs_the_config(config):
@@ -506,6 +542,7 @@ def test_dump_reconstructs_the_config(config):
         ("seed", 1.0),
         ("negatives", "random"),
         ("backend", "cuda"),
+        ("assignment", "swapped"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(field, value):

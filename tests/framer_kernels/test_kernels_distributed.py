@@ -28,6 +28,30 @@ SETTINGS = [
 CASES = [(sizes, *setting) for splits in SPLITS.values() for sizes in splits for setting in SETTINGS]
 
 
+ASSIGNED = [
+    (shared, assignment, mode)
+    for shared in (False, True)
+    for assignment in ("intra_high", "intra_both", "inter_both")
+    for mode in ("gather", "ring")
+]
+
+
+def run_assigned(features: list[Tensor], group: Any, shared: bool, assignment: str, mode: str) -> dict[str, Any]:
+    *students, teacher = [x.clone().requires_grad_() for x in features]
+    out = framer_loss(
+        students,
+        teacher,
+        negatives=NEGATIVES,
+        temperature=0.3,
+        shared_negatives=shared,
+        assignment=assignment,  # type: ignore[arg-type]
+        group=group,
+        group_mode=mode,  # type: ignore[arg-type]
+    )
+    gradients = torch.autograd.grad(out.loss.sum(), students)
+    return {"loss": out.loss.detach(), "diagnostics": list(out[1:]), "gradients": list(gradients)}
+
+
 def run(
     features: list[Tensor], group: Any, shared: bool, name: str, backend: str = "portable", mode: str = "gather"
 ) -> dict[str, Any]:
@@ -64,6 +88,8 @@ def worker(rank: int, folder: str, world_size: int) -> None:
             features = [x[first : first + sizes[rank]] for x in small_features(batch=sum(sizes))]
             for setting in SETTINGS:
                 results[sizes, *setting] = run(features, group, *setting)
+            for setting in ASSIGNED if world_size == 2 else ():
+                results[sizes, *setting] = run_assigned(features, group, *setting)
         alone = dist.new_group([rank], use_local_synchronization=True)
         results["alone"] = run(small_features(), alone, True, "radial-complex")
         results["compiled"] = run_compiled(features, group)
@@ -116,6 +142,25 @@ def test_ranks_equal_one(
     torch.testing.assert_close(loss, joined["loss"], rtol=1e-12, atol=0)
     inter = torch.cat([part["inter"] for part in parts])
     torch.testing.assert_close(inter, joined["inter"], rtol=1e-12, atol=0)
+    assert_diagnostics_and_gradients(parts, joined, share)
+
+
+@pytest.mark.parametrize("sizes", SPLITS[2])
+@pytest.mark.parametrize(("shared", "assignment", "mode"), ASSIGNED)
+def test_ranks_equal_one_with_other_assignments(
+    ranks: list[dict[Any, Any]], sizes: tuple[int, ...], shared: bool, assignment: str, mode: str
+) -> None:
+    parts = [rank[sizes, shared, assignment, mode] for rank in ranks]
+
+    joined = run_assigned(small_features(batch=sum(sizes)), None, shared, assignment, mode)
+
+    share = [size / sum(sizes) for size in sizes]
+    loss = sum(part["loss"] * s for part, s in zip(parts, share, strict=True))
+    torch.testing.assert_close(loss, joined["loss"], rtol=1e-12, atol=0)
+    assert_diagnostics_and_gradients(parts, joined, share)
+
+
+def assert_diagnostics_and_gradients(parts: list[dict[str, Any]], joined: dict[str, Any], share: list[float]) -> None:
     for field, expected in enumerate(joined["diagnostics"]):
         diagnostic = torch.cat([part["diagnostics"][field] for part in parts], dim=1)
         torch.testing.assert_close(diagnostic, expected, rtol=1e-11, atol=1e-15)

@@ -34,6 +34,7 @@ DISAGREEMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "shared_negatives": ({"shared_negatives": True}, "shared_negatives"),
     "group_mode": ({"group_mode": "ring"}, "group_mode"),
     "precision": ({"precision": "ieee"}, "precision"),
+    "assignment": ({"backend": "auto", "assignment": "inter_both"}, "assignment"),
     "reference": ({"backend": "reference"}, "reference"),
     "operation": ({"operation": "inter"}, "operation"),
     "gradient": ({"frozen": range(4)}, "students need a gradient on some ranks"),

@@ -109,6 +109,11 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"faw must be one of \['relative_student', 'relative_teacher', 'absolute', None\], got 'relative'",
     ),
     "fam": ({"fam": "no"}, TypeError, r"fam must be True or False, got 'no'"),
+    "assignment": (
+        {"assignment": "swapped"},
+        ValueError,
+        r"assignment must be one of \['intra_low', 'intra_high', 'intra_both', 'inter_both'\], got 'swapped'",
+    ),
     "shared_negatives": (
         {"shared_negatives": 1},
         TypeError,

@@ -13,7 +13,7 @@ from framer_kernels.bands import DEFAULT_BANDS, BandSplit
 from framer_kernels.distributed import CommonSettings, GlobalBatch, group_name
 from framer_kernels.ops.contrastive import autograd
 from framer_kernels.precision import DEFAULT_PRECISION, autocast_disabled
-from framer_kernels.types import Backend, FawMode, FramerLoss, GroupMode, Precision, Representation
+from framer_kernels.types import Backend, BandAssignment, FawMode, FramerLoss, GroupMode, Precision, Representation
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -30,6 +30,7 @@ def framer_loss(
     shared_negatives: bool = False,
     faw: FawMode | None = "relative_student",
     fam: bool = True,
+    assignment: BandAssignment = "intra_low",
     group: ProcessGroup | None = None,
     group_mode: GroupMode = "gather",
     backend: Backend = "auto",
@@ -63,6 +64,10 @@ def framer_loss(
         shared_negatives: Whether the other images' random-layer negatives join InterCL's denominator.
         faw: The measure of FAW, or None for ``w = 1``.
         fam: Whether FAM applies; False for ``a = 1``.
+        assignment: Which band has which loss. ``intra_low`` is the above; ``intra_high`` has IntraCL in the high and
+            InterCL in the low band; ``intra_both`` and ``inter_both`` have one loss in both. ``w`` and ``a`` remain
+            those of the band. All but ``intra_low`` are computed by the reference backend, whose autograd keeps the
+            spectra of all layers.
         group: Process group whose samples are in-batch negatives; None takes this process's alone. With a
             group the call is collective, with the same arguments on every rank but for B, which may differ, and
             for which students need a gradient, as long as one does on every rank or on none. The backward pass
@@ -72,7 +77,8 @@ def framer_loss(
         group_mode: ``gather`` receives all ranks' maps at once; ``ring`` rank by rank, in memory that does not grow
             with their number, and rounds the gradient of features below float32 once a rank. The reference backend
             gathers.
-        backend: ``auto`` (Triton on CUDA and ROCm, else portable), ``triton``, ``portable`` or ``reference``.
+        backend: ``auto`` (Triton on CUDA and ROCm, else portable; ``reference`` for another ``assignment`` than
+            ``intra_low``), ``triton``, ``portable`` or ``reference``.
         precision: How Triton multiplies matrices, see ``docs/kernels.md``; the other backends are exact.
 
     Returns:
@@ -81,8 +87,8 @@ def framer_loss(
     Raises:
         TypeError: An argument has the wrong type or dtype.
         ValueError: There are fewer than two students, a shape, dtype or device does not match, a number is
-            out of range, a name is not among the allowed ones, or the ranks of ``group`` differ in what they
-            compute (raised on all of them).
+            out of range, a name is not among the allowed ones, the backend does not have the ``assignment``, or the
+            ranks of ``group`` differ in what they compute (raised on all of them).
     """
     validation.check_map("teacher", teacher)
     students = validation.check_students(students, teacher)
@@ -94,11 +100,12 @@ def framer_loss(
     validation.check_choice("faw", faw, (*get_args(FawMode), None))
     validation.check_flag("fam", fam)
     validation.check_backend(backend)
+    validation.check_assignment(assignment, backend)
     validation.check_group_mode(group_mode)
     validation.check_precision(precision)
     name = group_name(group)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in students)
-    if backend != "reference":
+    if backend != "reference" and assignment == "intra_low":
         losses, diagnostics, _, _ = autograd.contrastive_loss(
             list(students),
             teacher.detach(),
@@ -131,6 +138,7 @@ def framer_loss(
         reference_backend=True,
         precision=precision,
         group_mode=group_mode,
+        assignment=assignment,
     )
     batch = GlobalBatch.of(teacher, group, common, differentiated=differentiated)
     with autocast_disabled(teacher.device):
@@ -144,5 +152,6 @@ def framer_loss(
             shared_negatives=shared_negatives,
             faw=faw,
             fam=fam,
+            assignment=assignment,
             batch=batch,
         )

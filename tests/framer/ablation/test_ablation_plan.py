@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from ablation_cases import plan, write_study
@@ -12,6 +12,7 @@ from framer.ablation.plan import read_table
 from framer.cli import main
 from framer.config.distillation import FramerConfig
 from framer.errors import ConfigError, UserError
+from framer_kernels import BandAssignment
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TABLES = sorted((REPOSITORY / "configs" / "ablations").glob("*.yaml"))
@@ -33,6 +34,15 @@ def test_the_full_method_is_a_row_of_each_table() -> None:
     for file in TABLES:
         base = FramerConfig(weight=0.02)
         assert any(run.config.framer == base for run in plan(file)), file
+
+
+def test_table_4_has_all_assignments_and_changes_nothing_else() -> None:
+    runs = plan(REPOSITORY / "configs" / "ablations" / "table4.yaml")
+
+    assert {run.config.framer.assignment for run in runs} == set(get_args(BandAssignment))
+    assert {run.config.framer.model_copy(update={"assignment": "intra_low"}).model_dump_json() for run in runs} == {
+        FramerConfig(weight=0.02).model_dump_json()
+    }
 
 
 def test_full_size_bases_take_the_tables_too() -> None:

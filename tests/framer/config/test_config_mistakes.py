@@ -191,6 +191,16 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_is_allowed(
             "data: {buckets: [[60, 68]]}\nmodel: {architecture: {patch_size: 8}}",
             "data.buckets: [60, 68] is not a multiple of model.architecture.patch_size 8",
         ),
+        (
+            "framer: {assignment: intra_high, backend: portable}",
+            "framer: assignment intra_high is computed by the reference backend alone, got backend portable; leave it "
+            "at auto",
+        ),
+        (
+            "framer: {method: l2, assignment: inter_both}",
+            "framer: settings without effect on method l2: assignment inter_both; leave them out, or choose another "
+            "method",
+        ),
         ("evaluation: {crop_size: 66}", "evaluation.crop_size 66 is not a multiple of data.scale 4"),
         (
             "evaluation: {crop_size: 32}",
