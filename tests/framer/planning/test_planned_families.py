@@ -47,6 +47,7 @@ def test_framer_u_of_sd21_first_stage() -> None:
     assert len(step.blocks) == 10
 
 
+@pytest.mark.slow
 def test_framer_u_of_sd21_second_stage_holds_the_frozen_model_too() -> None:
     overrides = (UNET,)  # with LPIPS, whose library planning does not need
     with_score = _step("framer_u_sd21.yaml", *overrides)

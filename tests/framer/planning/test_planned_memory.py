@@ -23,6 +23,7 @@ def check(comparisons: list[Comparison]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_peaks_are_within_5_percent_on_one_rank(tmp_path: Path) -> None:
     cases = [
         case("stage 0, fp32, recomputed", stage=0, precision="fp32", training=RECOMPUTED),

@@ -89,14 +89,9 @@ def _run(config: Path, world: int, monkeypatch: pytest.MonkeyPatch, *, dies_befo
         assert status == expected, errors[-4000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("source", "world", "workers"),
-    [
-        ("shards", 1, 1),
-        pytest.param("shards", 2, 3, marks=pytest.mark.slow),
-        pytest.param("photographs", 1, 0, marks=pytest.mark.slow),
-        pytest.param("photographs", 2, 1, marks=pytest.mark.slow),
-    ],
+    ("source", "world", "workers"), [("shards", 1, 1), ("shards", 2, 3), ("photographs", 1, 0), ("photographs", 2, 1)]
 )
 def test_killed_in_mid_epoch_and_resumed_the_run_sees_every_sample_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path, shards: Path, source: str, world: int, workers: int

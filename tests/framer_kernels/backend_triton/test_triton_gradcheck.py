@@ -15,6 +15,7 @@ pytest.importorskip("triton.runtime")
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_gradients_equal_difference_quotients() -> None:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2])}
     program = [sys.executable, str(HERE / "gradcheck_cases.py")]
