@@ -218,14 +218,17 @@ class _Making(NamedTuple):
 def _settings(upscaler: Upscaler, arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings that change a result, by the names of their options; how many tiles are seen at once does not."""
     restorer = upscaler.restorer
+    autoencoder = {
+        "vae-tile": arguments.vae_tile,
+        "vae-decoder-tile": arguments.vae_decoder_tile,
+        "vae-shared-statistics": arguments.vae_shared_statistics,
+    }
     return {
+        **({} if restorer.latents.vae is None else autoencoder),
         "scale": upscaler.scale,
         "steps": restorer.num_inference_steps,
         "tile": restorer.tile * restorer.latents.shape.downscale,
         "tile-overlap": restorer.tile_overlap,
-        "vae-tile": arguments.vae_tile,
-        "vae-decoder-tile": arguments.vae_decoder_tile,
-        "vae-shared-statistics": arguments.vae_shared_statistics,
         "start": "lr" if restorer.start_from_image else "noise",
         "strength": arguments.strength,
         "colour-fix": upscaler.colour_fix,

@@ -97,7 +97,7 @@ def read_picture(path: Path) -> Picture:
     with _opened(path) as opened:
         try:
             return _decoded(opened, path)
-        except ImageError:
+        except (ImageError, MemoryError):
             raise
         except OSError as error:
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -75,8 +75,9 @@ class Records:
             UserError: The folder cannot be written to.
         """
         path, sha256 = output.parent / RECORD_FILE, hashlib.sha256(content).hexdigest()
-        known = self._of(output.parent)
         line = json.dumps({"file": output.name, "sha256": sha256, **made_from._asdict()}).encode() + b"\n"
+        with writing(path):
+            known = self._of(output.parent)
         with writing(path), path.open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
