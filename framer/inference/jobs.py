@@ -33,7 +33,8 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, suffix: str | None = None
     """Names the outputs of all inputs.
 
     A folder's images are written at the same places below ``output``. A single file is written to ``output`` itself
-    where that has an image's suffix and is no folder, and below it otherwise. Images below ``output`` are no inputs,
+    where that has an image's suffix and is no folder, and below it otherwise. A folder that has a suffix must be there
+    already, since it may be meant as a file. Images below ``output`` are no inputs,
     where it lies within an input folder.
 
     Args:
@@ -46,7 +47,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, suffix: str | None = None
 
     Raises:
         UserError: An input is missing, a folder holds no image, an output's suffix is not known, two inputs have the
-            same output, or an output is an input.
+            same output, or an output is an input or a folder.
     """
     for path in inputs:
         if not path.exists():
@@ -58,9 +59,19 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, suffix: str | None = None
     else:
         if output.exists() and not output.is_dir():
             raise UserError(f"the output {output} is a file; give a folder")
+        if output.suffix and not output.exists():
+            raise UserError(_not_a_file(inputs, output))
         jobs = _into_folder(inputs, output, suffix)
     _check(jobs)
     return jobs
+
+
+def _not_a_file(inputs: Sequence[Path], output: Path) -> str:
+    """Why an output that is named like a file cannot be one."""
+    why = f"cannot write {output.suffix}; known are {' '.join(FORMATS)}"
+    if output.suffix.lower() in FORMATS:
+        why = f"{' '.join(map(str, inputs[:MAX_LISTED]))} cannot become one file; give a folder"
+    return f"the output {output} is named like a file: {why} (make the folder first if it shall have this name)"
 
 
 def _into_folder(inputs: Sequence[Path], output: Path, suffix: str | None) -> list[Job]:
@@ -92,6 +103,9 @@ def _check(jobs: Sequence[Job]) -> None:
     overwritten = [f"{job.output} (from {job.source})" for job in jobs if job.output.resolve() in sources]
     if overwritten:
         raise UserError(f"inputs would be overwritten, give another output: {listed(overwritten)}")
+    folders = [str(job.output) for job in jobs if job.output.is_dir()]
+    if folders:
+        raise UserError(f"folders have the names of results, give another output: {listed(folders)}")
     makers: dict[Path, list[Path]] = {}
     for job in jobs:
         makers.setdefault(job.output.resolve(), []).append(job.source)

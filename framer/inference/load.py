@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ from framer.models.build import build_model
 from framer.models.folders import BASE_FOLDER
 from framer.models.restoration import RESTORATION_FILE
 from framer.models.restoration_model import RestorationModel
-from framer.models.text import TextSizes
-from framer.objectives import Objective, build_objective
+from framer.models.text import TextEmbeddings, TextSizes, text_embeddings
+from framer.objectives import Objective, OneStep, build_objective
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODEL = ("latents", "latents_scale", "conditioning", "text_tokens", "text_embeddings", "vae", "vae_precision")
+_FOLDERS = frozenset({"vae", "text_embeddings", "pretrained", "null_text"})
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,33 @@ class RestoringModel:
     def text_sizes(self) -> TextSizes:
         """Of the text embeddings that the model takes."""
         return self.restoration.backbone.text_sizes(self.restoration.model)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what results depend on: parameters, text and settings; folders, which may move, are left out."""
+        digest = hashlib.sha256()
+        settings = {name: value for name, value in self.settings.items() if name not in _FOLDERS}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        restoration = self.restoration
+        parts: list[nn.Module | None] = [restoration.model, restoration.latents.vae]
+        for part in parts:
+            if part is None:
+                continue
+            config = {name: value for name, value in dict(getattr(part, "config", {})).items() if name[0] != "_"}
+            digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+            for name, value in part.state_dict().items():
+                _update(digest, name, value)
+        _update(digest, "prompt", restoration.text.prompt)
+        if restoration.text.pooled is not None:
+            _update(digest, "pooled", restoration.text.pooled)
+        return digest.hexdigest()
+
+    def negative_text(self, file: Path) -> TextEmbeddings:
+        """Text embeddings of a file, to be guided away from.
+
+        Raises:
+            UserError: The file is missing, damaged or not for the model.
+        """
+        return text_embeddings(ModelConfig(negative_text_embeddings=str(file)), self.text_sizes, negative=True)
 
     def restorer(
         self,
@@ -84,6 +113,8 @@ class RestoringModel:
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps < 1:
             raise UserError(f"num_inference_steps: expected 1 or more, got {steps}")
+        if isinstance(self.objective, OneStep) and num_inference_steps not in (None, 1):
+            raise UserError(f"{num_inference_steps} sampling steps have no effect on a model that restores in one step")
         if not 0 <= tile_overlap < 1:
             raise UserError(f"tile overlap {tile_overlap}: expected from 0 to below 1")
         if tile_batch < 1:
@@ -185,6 +216,11 @@ def load_restoring_model(
     # Not the model's own method, which warns about parameters that from_pretrained would keep in float32.
     nn.Module.to(model, device, DTYPES[precision or "fp32"])
     return restoring_model(RestorationModel(model, parsed.model, device), settings, parsed)
+
+
+def _update(digest: hashlib._Hash, name: str, value: torch.Tensor) -> None:
+    digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class ParsedSettings(NamedTuple):

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from framer.data.images import ImageError
 from framer.errors import UserError
 from framer.extras import require
-from framer.files import write_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -39,7 +38,8 @@ LARGEST_SIDE: Final = {"JPEG": 65500, "WEBP": 16383}
 
 _TRANSPARENT: Final = frozenset({"PNG", "WEBP", "TIFF"})
 _WITH_METADATA: Final = frozenset({"PNG", "JPEG", "WEBP", "TIFF"})
-_ORIENTATION, _EXIF_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+_ORIENTATION, _EXIF_IFD, _GPS_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0x8769, 0x8825, 0xA002, 0xA003
+_LARGEST_JPEG_EXIF: Final = 65533
 _STRUCTURE: Final = frozenset(
     {*range(0x00FE, 0x010E), *range(0x0111, 0x011A), 0x011C, *range(0x013D, 0x015C), 0x02BC, 0x8773}
 )
@@ -97,7 +97,7 @@ def read_picture(path: Path) -> Picture:
     with _opened(path) as opened:
         try:
             return _decoded(opened, path)
-        except ImageError:
+        except (ImageError, MemoryError):
             raise
         except OSError as error:
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -154,6 +154,8 @@ def _decoded(opened: Image, path: Path) -> Picture:
     orientation = int(exif.get(_ORIENTATION, 1) or 1)
     samples = _sixteen_bit_samples(path) if _bits(opened, path) == 16 else None
     if samples is not None:
+        if opened.format == "PNG" and samples.shape[2] in (1, 3) and "transparency" in opened.info:
+            samples = _with_alpha(samples, opened.info["transparency"])
         bits, (colour, alpha) = 16, _split(samples)
     else:
         if mode in ("I", "F"):
@@ -212,6 +214,12 @@ def _sixteen_bit_samples(path: Path) -> npt.NDArray[np.uint16]:
     return kept
 
 
+def _with_alpha(samples: npt.NDArray[np.uint16], transparent: int | tuple[int, ...]) -> npt.NDArray[np.uint16]:
+    """Samples ``[H, W, C]`` with alpha, which is 0 where they are the one transparent colour of their file."""
+    visible = (samples != np.asarray(transparent, dtype=np.uint16)).any(axis=2, keepdims=True)
+    return np.concatenate([samples, np.where(visible, np.uint16(65535), np.uint16(0))], axis=2)
+
+
 def _eight_bit_samples(image: Image) -> npt.NDArray[np.uint8]:
     """Samples ``[H, W, C]`` of 1 to 4 channels: grey or RGB, and alpha."""
     grey, transparent = image.mode in _GREY_MODES, image.has_transparency_data
@@ -259,21 +267,21 @@ def check_format(size: tuple[int, int], suffix: str) -> None:
         raise UserError(f"{size[1]}x{size[0]} pixels are more than {kind} can hold ({limit} a side); write PNG instead")
 
 
-def write_picture(path: Path, picture: Picture) -> list[str]:
-    """Writes an image file that is either complete or absent.
+def encode_picture(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
+    """Makes the content of an image file.
 
     Args:
-        path: The file to write or replace; its suffix says the format. JPEG and WebP have quality 95.
         picture: What to write.
+        suffix: Of the file, which says the format. JPEG and WebP have quality 95.
 
     Returns:
-        What the format cannot hold and was changed, in words.
+        The content; and what the format cannot hold and was changed, in words.
 
     Raises:
-        UserError: The format is not known or cannot hold the size, or the file cannot be written.
+        UserError: The format is not known, or cannot hold the size or the content.
     """
-    check_format((picture.colour.shape[0], picture.colour.shape[1]), path.suffix)
-    kind, notes = FORMATS[path.suffix.lower()], []
+    check_format((picture.colour.shape[0], picture.colour.shape[1]), suffix)
+    kind, notes = FORMATS[suffix.lower()], []
     alpha, colour = picture.alpha, picture.colour[..., :1] if picture.grey else picture.colour
     if alpha is not None and kind not in _TRANSPARENT:
         notes.append(f"{kind} has no transparency: it is laid over white")
@@ -283,9 +291,19 @@ def write_picture(path: Path, picture: Picture) -> list[str]:
     sixteen = picture.bits == 16 and kind == "PNG"
     if picture.bits == 16 and not sixteen:
         notes.append(f"16-bit samples become 8-bit ones in {kind}; PNG keeps them")
+    exif = None
+    if kind in _WITH_METADATA and picture.exif is not None:
+        exif, lost = _exif_block(picture.exif, (picture.colour.shape[0], picture.colour.shape[1]), kind)
+        notes += lost
     samples = _quantised(colour, alpha, np.uint16 if sixteen else np.uint8)
-    write_bytes(path, _png_of_sixteen_bits(samples, picture) if sixteen else _encoded(samples, kind, picture))
-    return notes
+    encode = _png_of_sixteen_bits if sixteen else _encoded
+    try:
+        return encode(samples, kind, picture.profile, exif), notes
+    except MemoryError:
+        raise
+    # What Pillow's encoders cannot write surfaces as many kinds of errors, as what its decoders cannot read.
+    except Exception as error:
+        raise UserError(f"cannot be written as {kind}: {str(error) or type(error).__name__}") from error
 
 
 def _quantised(colour: Plane, alpha: Plane | None, dtype: type[np.uint8] | type[np.uint16]) -> npt.NDArray[Any]:
@@ -297,38 +315,69 @@ def _quantised(colour: Plane, alpha: Plane | None, dtype: type[np.uint8] | type[
     return samples
 
 
-def _encoded(samples: npt.NDArray[Any], kind: str, picture: Picture) -> bytes:
+def _encoded(samples: npt.NDArray[Any], kind: str, profile: bytes | None, exif: bytes | None) -> bytes:
     image_module = require("PIL.Image", extra="train")
     options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}.get(kind, {})
     if kind in _WITH_METADATA:
-        if picture.profile is not None:
-            options["icc_profile"] = picture.profile
-        if picture.exif is not None:
-            options["exif"] = _exif_bytes(picture, samples)
+        options |= {name: value for name, value in (("icc_profile", profile), ("exif", exif)) if value is not None}
     file = io.BytesIO()
     image_module.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(file, format=kind, **options)
     return file.getvalue()
 
 
-def _exif_bytes(picture: Picture, samples: npt.NDArray[Any]) -> bytes:
-    """The EXIF block, which says the new size where it said the old one."""
-    assert picture.exif is not None
-    within = picture.exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in picture.exif else {}
-    for tag, length in ((_EXIF_WIDTH, samples.shape[1]), (_EXIF_HEIGHT, samples.shape[0])):
-        if tag in within:
-            within[tag] = length
-    block: bytes = picture.exif.tobytes()
-    return block
+def _exif_block(exif: Exif, size: tuple[int, int], kind: str) -> tuple[bytes | None, list[str]]:
+    """The EXIF block, which says the new size where it said the old one; and what was left out of it, in words."""
+    notes: list[str] = []
+    try:
+        within = exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in exif else {}
+        for tag, length in ((_EXIF_WIDTH, size[1]), (_EXIF_HEIGHT, size[0])):
+            if tag in within:
+                within[tag] = length
+        unwritable = _drop_unwritable(exif)
+        if unwritable:
+            notes.append(f"EXIF tags that cannot be written are left out: {', '.join(unwritable)}")
+        block: bytes = exif.tobytes()
+    # A tag of a kind that its number does not have surfaces as any of struct.error, TypeError, ValueError and more.
+    except Exception as error:
+        return None, [f"the EXIF cannot be written and is left out: {str(error) or type(error).__name__}"]
+    if kind == "JPEG" and len(block) > _LARGEST_JPEG_EXIF:
+        return None, [f"EXIF of {len(block)} bytes is more than JPEG can hold ({_LARGEST_JPEG_EXIF}): it is left out"]
+    return block, notes
 
 
-def _png_of_sixteen_bits(samples: npt.NDArray[Any], picture: Picture) -> bytes:
+def _drop_unwritable(exif: Exif) -> list[str]:
+    """Removes the tags that Pillow reads but cannot write; their names."""
+    names = require("PIL.ExifTags", extra="train").TAGS
+    parts: list[tuple[Any, Any]] = [(exif, None)]
+    parts += [(exif.get_ifd(ifd), ifd) for ifd in (_EXIF_IFD, _GPS_IFD) if ifd in exif]
+    dropped = []
+    for tags, ifd in parts:
+        for tag in list(tags):
+            if tag not in (_EXIF_IFD, _GPS_IFD) and not _is_writable(tag, tags[tag], ifd):
+                del tags[tag]
+                dropped.append(str(names.get(tag, f"0x{tag:04x}")))
+    return dropped
+
+
+def _is_writable(tag: int, value: Any, ifd: int | None) -> bool:
+    alone = require("PIL.Image", extra="train").Exif()
+    try:
+        alone[tag if ifd is None else ifd] = value if ifd is None else {tag: value}
+        alone.tobytes()
+    except Exception:  # as in _exif_block
+        return False
+    return True
+
+
+def _png_of_sixteen_bits(samples: npt.NDArray[Any], kind: str, profile: bytes | None, exif: bytes | None) -> bytes:
     """A PNG file; Pillow writes no 16-bit colours, and OpenCV no metadata."""
+    assert kind == "PNG"
     height, width, channels = samples.shape
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))]
-    if picture.profile is not None:
-        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.profile)))
-    if picture.exif is not None:
-        chunks.append((b"eXIf", _exif_bytes(picture, samples).removeprefix(b"Exif\0\0")))
+    if profile is not None:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+    if exif is not None:
+        chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
     chunks.append((b"IDAT", b"".join(_deflated_rows(samples))))
     chunks.append((b"IEND", b""))
     return _PNG_SIGNATURE + b"".join(

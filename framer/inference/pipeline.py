@@ -32,7 +32,7 @@ from framer.models.controlled import ControlledModel
 from framer.models.latents import VaeLatents
 from framer.models.restoration import RESTORATION_FILE
 from framer.models.restoration_model import RestorationModel
-from framer.models.text import POOLED, PROMPT, TextEmbeddings
+from framer.models.text import POOLED, PROMPT, TextEmbeddings, TextSizes
 from framer.models.text_encoders import TextEncoder, load_text_encoder
 from framer.objectives import OneStep
 
@@ -212,7 +212,8 @@ class FramerUpscalePipeline(DiffusionPipeline):
         Args:
             image: One or several: of Pillow, 8 bits a sample; arrays ``[H, W]``, ``[H, W, 3]`` or ``[B, H, W, 3]``,
                 uint8, or floats in [0, 1]; tensors ``[3, H, W]`` or ``[B, 3, H, W]``, likewise.
-            num_inference_steps: By default those of the model's own evaluation.
+            num_inference_steps: By default those of the model's own evaluation; a model that restores in one step has
+                no other.
             scale: Factor; by default the one that the model was trained for.
             prompt: One for all images, or one for each; needs a text encoder.
             negative_prompt: What images should not be like.
@@ -243,9 +244,10 @@ class FramerUpscalePipeline(DiffusionPipeline):
             raise UserError(f"start {start!r}: expected noise or lr")
         pictures = _pictures(image)
         seeds = _seeds(seed, generator, len(pictures))
+        sizes = self._restoring.text_sizes
         embeddings = (
-            _embeddings(prompt_embeds, pooled_prompt_embeds),
-            _embeddings(negative_prompt_embeds, negative_pooled_prompt_embeds),
+            _embeddings("", prompt_embeds, pooled_prompt_embeds, sizes),
+            _embeddings("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds, sizes),
         )
         prompts = self._prompts(prompt, negative_prompt, guidance_scale, embeddings, len(pictures))
         restorer = self._restoring.restorer(
@@ -278,7 +280,11 @@ class FramerUpscalePipeline(DiffusionPipeline):
     ) -> list[Prompt | None]:
         given, negative = embeddings
         if prompt is None:
+            if negative_prompt:
+                raise UserError("negative_prompt has no effect without prompt; give negative_prompt_embeds")
             if given is None and guidance_scale == 1:
+                if negative is not None:
+                    raise UserError("negative_prompt_embeds has no effect without a guidance_scale other than 1")
                 return [None] * count
             own = Prompt(given or self._restoring.restoration.text, negative, guidance_scale)
             own.check()
@@ -296,12 +302,22 @@ class FramerUpscalePipeline(DiffusionPipeline):
         return [prompts.of(text) for text in texts]
 
 
-def _embeddings(prompt: Tensor | None, pooled: Tensor | None) -> TextEmbeddings | None:
+def _embeddings(prefix: str, prompt: Tensor | None, pooled: Tensor | None, sizes: TextSizes) -> TextEmbeddings | None:
+    """Of one text, as a model of these sizes takes them; ``prefix`` is of the arguments' names."""
+    names = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
     if prompt is None:
+        if pooled is not None:
+            raise UserError(f"{names[1]} has no effect without {names[0]}")
         return None
-    for name, value, ndim in (("prompt_embeds", prompt, 2), ("pooled_prompt_embeds", pooled, 1)):
-        if value is not None and (value.ndim not in (ndim, ndim + 1) or (value.ndim > ndim and len(value) != 1)):
-            raise UserError(f"{name} of shape {list(value.shape)}: expected those of one text")
+    if pooled is None and sizes.pooled is not None:
+        raise UserError(f"{names[0]} without {names[1]}: the model takes both, the latter of {sizes.pooled} channels")
+    for name, value, ndim, channels in ((names[0], prompt, 2, sizes.prompt), (names[1], pooled, 1, sizes.pooled)):
+        if value is None or channels is None:
+            continue
+        one = value.ndim == ndim or (value.ndim == ndim + 1 and len(value) == 1)
+        if not one or value.shape[-1] != channels or not value.numel():
+            expected = f"[T, {channels}]" if ndim == 2 else f"[{channels}]"
+            raise UserError(f"{name} of shape {list(value.shape)}: expected those of one text, {expected}")
     return TextEmbeddings(prompt.reshape(prompt.shape[-2:]), None if pooled is None else pooled.reshape(-1))
 
 
@@ -320,19 +336,27 @@ def _pictures(image: ImageInput | Sequence[ImageInput]) -> list[Picture]:
     given = [image] if isinstance(image, Image.Image | np.ndarray | Tensor) else list(image)
     if not given:
         raise UserError("there is no image to upscale")
-    return [picture for one in given for picture in _pictures_of(one)]
+    pictures = [picture for one in given for picture in _pictures_of(one)]
+    if not pictures:
+        raise UserError("there is no image to upscale")
+    return pictures
 
 
 def _pictures_of(image: ImageInput) -> list[Picture]:
     if isinstance(image, Image.Image):
+        if not all(image.size):
+            raise UserError(f"an image of {image.width}x{image.height} pixels: expected at least one")
         return [picture_of(image)]
+    shape = list(image.shape)
     if isinstance(image, Tensor):
         if image.ndim not in (3, 4) or image.shape[-3] != 3:
-            raise UserError(f"an image tensor of shape {list(image.shape)}: expected [3, H, W] or [B, 3, H, W]")
+            raise UserError(f"an image tensor of shape {shape}: expected [3, H, W] or [B, 3, H, W]")
         image = image.detach().movedim(-3, -1).cpu()
         array: npt.NDArray[Any] = (image.float() if image.is_floating_point() else image).numpy()
     else:
         array = image
+    if 0 in array.shape[-3 if array.ndim > 2 else 0 :]:
+        raise UserError(f"an image of shape {shape} has no pixels: expected at least one a side")
     if array.dtype == np.uint8:
         array = array.astype(np.float32) / np.float32(255)
     if array.dtype.kind != "f" or not bool(((array >= 0) & (array <= 1)).all()):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from framer.data.texts.captions import captions_from_text_files
 from framer.errors import UserError
-from framer.inference.jobs import Job, listed
+from framer.inference.jobs import Job
 from framer.inference.restore import Prompt
 from framer.models.text import TextEmbeddings, TextSizes
 
@@ -60,23 +61,17 @@ class Prompts:
 
 
 def read_prompts(folder: Path, jobs: Sequence[Job]) -> dict[str, str]:
-    """Texts by the jobs' keys, from ``<key>.txt`` in a folder.
+    """Texts by the jobs' keys, from ``<key>.txt`` in a folder, see :func:`captions_from_text_files`.
 
     Raises:
-        UserError: The folder or a file is missing, or a file is no UTF-8.
+        UserError: The folder or a file is missing, a file is no UTF-8, or two images have the same text's name.
     """
     if not folder.is_dir():
         raise UserError(f"--prompts: {folder} is not a folder")
-    missing = [f"{folder / job.key}.txt" for job in jobs if not (folder / f"{job.key}.txt").is_file()]
-    if missing:
-        raise UserError(f"--prompts: {len(missing)} of {len(jobs)} texts are missing: {listed(missing)}")
-    texts = {}
+    sources: dict[str, Path] = {}
     for job in jobs:
-        path = folder / f"{job.key}.txt"
-        try:
-            texts[job.key] = path.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--prompts: {path} is not UTF-8: {error.reason} at byte {error.start}") from None
-        except OSError as error:
-            raise UserError(f"--prompts: cannot read {path}: {error.strerror or error}") from None
-    return texts
+        if sources.setdefault(job.key, job.source) != job.source:
+            raise UserError(
+                f"--prompts: {sources[job.key]} and {job.source} would both have the text {job.key}.txt; rename one"
+            )
+    return captions_from_text_files(sources, folder)

@@ -43,11 +43,6 @@ def feathered_axis(length: int, overlap: int) -> Tensor:
     return torch.sin(torch.pi / 2 * risen).square().clamp(min=MIN_WEIGHT)
 
 
-def gaussian_window(height: int, width: int) -> Tensor:
-    """Blending weights ``[height, width]``, see :func:`gaussian_axis`."""
-    return torch.outer(gaussian_axis(height), gaussian_axis(width))
-
-
 @dataclass(frozen=True)
 class TileGrid:
     """Tiles of one size that cover an image.

@@ -21,6 +21,9 @@ Plane = npt.NDArray[np.float32]
 TRANSPARENT = 1 / 1024
 """Alpha below which a pixel's colour cannot be told from its premultiplied one."""
 
+_IMAGES, _IMAGES_OF_AUTOENCODERS = 5, 3
+"""Float32 images as large as the result that are in memory at once."""
+
 
 @dataclass(frozen=True)
 class Upscaler:
@@ -59,6 +62,12 @@ class Upscaler:
     def tiles(self, height: int, width: int) -> int:
         """Tiles of an image of this size."""
         return len(self.restorer.grid(*self.padded_size(height, width)))
+
+    def memory(self, height: int, width: int) -> int:
+        """Bytes that an image of this size takes at most, beside the model and its tiles, see docs/upscale.md."""
+        high, wide = self.padded_size(height, width)
+        images = _IMAGES if self.restorer.latents.vae is None else _IMAGES_OF_AUTOENCODERS
+        return high * wide * 3 * 4 * (images + self.restorer.start_from_image)
 
     def __call__(
         self,

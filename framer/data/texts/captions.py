@@ -106,7 +106,7 @@ def _text_files(folder: Path) -> dict[str, Path]:
             raise UserError(f"{found[name]} and {path} differ by their suffix alone; remove one")
         found[name] = path
     if not found:
-        raise UserError(f"--captions: {folder} holds no text files (looked for .txt in it and below it)")
+        raise UserError(f"{folder} holds no text files (looked for .txt in it and below it)")
     return found
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from framer.data.images import ImageError
 from framer.errors import UserError
-from framer.inference.pictures import Picture, read_picture, read_size, write_picture
+from framer.inference.pictures import Picture, encode_picture, read_picture, read_size
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ARTIST, EXIF_IFD, ORIENTATION = 0x013B, 0x8769, 0x0112
@@ -19,6 +20,12 @@ ARTIST, EXIF_IFD, ORIENTATION = 0x013B, 0x8769, 0x0112
 
 def noise(*shape: int, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def write_picture(path: Path, picture: Picture) -> list[str]:
+    content, notes = encode_picture(picture, path.suffix)
+    path.write_bytes(content)
+    return notes
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -241,3 +248,77 @@ def test_a_grey_value_that_means_transparent(tmp_path: Path) -> None:
     assert picture.alpha is not None
     assert np.array_equal(picture.alpha == 0, samples == samples[2, 3])
     assert np.array_equal(np.rint(picture.colour[..., 0] * 255), samples)
+
+
+RESOLUTION_UNIT, SSHORT = 0x0128, 8
+
+
+def with_signed_resolution_unit(path: Path) -> Path:
+    """A JPEG whose ResolutionUnit is a signed -5, and whose artist is Ada."""
+    exif = Image.Exif()
+    exif[RESOLUTION_UNIT], exif[ARTIST] = 2, "Ada"
+    file = io.BytesIO()
+    Image.fromarray(noise(4, 6, 3)).save(file, format="JPEG", exif=exif)
+    for order in "<>":
+        entry = struct.pack(f"{order}HHIHH", RESOLUTION_UNIT, 3, 1, 2, 0)
+        signed = struct.pack(f"{order}HHIhH", RESOLUTION_UNIT, SSHORT, 1, -5, 0)
+        path.write_bytes(file.getvalue().replace(entry, signed))
+        with Image.open(path) as opened:
+            if opened.getexif()[RESOLUTION_UNIT] == -5:
+                return path
+    raise AssertionError("the tag was not found")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_that_cannot_be_written_is_left_out_and_said(suffix: str, tmp_path: Path) -> None:
+    picture = read_picture(with_signed_resolution_unit(tmp_path / "a.jpg"))
+    notes = write_picture(tmp_path / f"b.{suffix}", picture)
+    assert notes == ["EXIF tags that cannot be written are left out: ResolutionUnit"]
+    with Image.open(tmp_path / f"b.{suffix}") as opened:
+        assert opened.getexif()[ARTIST] == "Ada"
+
+
+def test_exif_within_the_exif_that_cannot_be_written(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ARTIST] = "Ada"
+    exif.get_ifd(EXIF_IFD)[0x8827] = 1 << 40  # ISO
+    exif[EXIF_IFD] = exif.get_ifd(EXIF_IFD)
+    notes = write_picture(tmp_path / "b.jpg", Picture(np.zeros((2, 3, 3), np.float32), exif=exif))
+    assert notes == ["EXIF tags that cannot be written are left out: ISOSpeedRatings"]
+
+
+def test_exif_too_long_for_jpeg_is_left_out_there_alone(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ARTIST] = "A" * 70_000
+    picture = Picture(np.zeros((2, 3, 3), np.float32), exif=exif)
+    (note,) = write_picture(tmp_path / "b.jpg", picture)
+    assert "is more than JPEG can hold (65533): it is left out" in note
+    assert write_picture(tmp_path / "b.png", picture) == []
+    with Image.open(tmp_path / "b.png") as opened:
+        assert len(opened.getexif()[ARTIST]) == 70_000
+
+
+def test_what_pillow_cannot_encode_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise struct.error("nothing fits")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(UserError, match="cannot be written as JPEG: nothing fits"):
+        encode_picture(Picture(np.zeros((2, 3, 3), np.float32)), ".jpg")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_of_sixteen_bits_is_kept(channels: int, tmp_path: Path) -> None:
+    samples = noise(5, 8, channels, dtype=np.uint16)
+    samples[0, :3] = samples[0, 0]
+    colour = struct.pack(f">{channels}H", *samples[0, 0])
+    plain = cv2.imencode(".png", samples[..., ::-1])[1].tobytes()
+    content = b"tRNS" + colour
+    path = tmp_path / "deep.png"
+    transparency = struct.pack(">I", len(colour)) + content + struct.pack(">I", zlib.crc32(content))
+    path.write_bytes(plain[:33] + transparency + plain[33:])
+    picture = read_picture(path)
+    assert picture.alpha is not None
+    assert picture.bits == 16
+    assert np.array_equal(picture.alpha == 0, (samples == samples[0, 0]).all(axis=2))
+    assert np.array_equal(np.rint(picture.colour[..., :channels] * 65535).astype(np.uint16), samples)

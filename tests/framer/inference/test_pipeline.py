@@ -206,6 +206,8 @@ def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -
     loaded._text_encoder = StandIn()  # type: ignore[assignment]
     assert np.array_equal(run(prompt="a cat"), told)
     assert np.array_equal(run(prompt="a cat", guidance_scale=3.0), guided)
+    with pytest.raises(UserError, match="5 sampling steps have no effect on a model that restores in one step"):
+        run(num_inference_steps=5)
     with pytest.raises(UserError, match="2 prompts for 1 images"):
         run(prompt=["a", "b"])
     with pytest.raises(UserError, match="not both"):
@@ -218,6 +220,29 @@ def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -
         ({"image": []}, "there is no image"),
         ({"image": np.zeros((4, 4, 4))}, r"an image array of shape \[4, 4, 4\]"),
         ({"image": torch.zeros(1, 4, 4)}, r"an image tensor of shape \[1, 4, 4\]"),
+        ({"image": np.zeros((0, 4, 3))}, r"an image of shape \[0, 4, 3\] has no pixels"),
+        ({"image": torch.zeros(3, 4, 0)}, r"an image of shape \[3, 4, 0\] has no pixels"),
+        ({"image": np.zeros((0, 4, 4, 3))}, "there is no image"),
+        ({"image": Image.new("RGB", (0, 4))}, "an image of 0x4 pixels"),
+        ({"negative_prompt": "blur"}, "negative_prompt has no effect without prompt"),
+        ({"pooled_prompt_embeds": torch.zeros(32)}, "pooled_prompt_embeds has no effect without prompt_embeds"),
+        (
+            {"negative_pooled_prompt_embeds": torch.zeros(32)},
+            "negative_pooled_prompt_embeds has no effect without negative_prompt_embeds",
+        ),
+        (
+            {"negative_prompt_embeds": torch.zeros(4, 32), "negative_pooled_prompt_embeds": torch.zeros(32)},
+            "negative_prompt_embeds has no effect without a guidance_scale",
+        ),
+        ({"prompt_embeds": torch.zeros(4, 32)}, "without pooled_prompt_embeds: the model takes both, .* of 32"),
+        (
+            {"prompt_embeds": torch.zeros(4, 31), "pooled_prompt_embeds": torch.zeros(32)},
+            r"prompt_embeds of shape \[4, 31\]: expected those of one text, \[T, 32\]",
+        ),
+        (
+            {"prompt_embeds": torch.zeros(4, 32), "pooled_prompt_embeds": torch.zeros(7)},
+            r"pooled_prompt_embeds of shape \[7\]: expected those of one text, \[32\]",
+        ),
         ({"image": np.full((4, 4, 3), 1.5)}, r"expected uint8, or floats in \[0, 1\]"),
         ({"image": np.full((4, 4, 3), np.nan)}, r"expected uint8, or floats in \[0, 1\]"),
         ({"image": Image.new("I;16", (4, 4))}, "Pillow's mode I;16"),

@@ -18,12 +18,17 @@ import pytest
 import text_folders
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from framer import cli
 from framer.data.images import read_image
 from framer.errors import UserError
 from framer.inference.jobs import plan_jobs
-from framer.models.text import TextEmbeddings
+from framer.inference.prompts import read_prompts
+from framer.inference.records import RECORD_FILE, MadeFrom, Records
+from framer.inference.upscale import Upscaler
+from framer.models.folders import BASE_FOLDER
+from framer.models.text import TextEmbeddings, write_text_embeddings
 from framer.models.text_encoders import load_text_encoder
 
 
@@ -40,7 +45,9 @@ def picture(path: Path, size: tuple[int, int] = (6, 5), *, seed: int = 0, mode: 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Of all files but the records of results."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD_FILE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_folder_becomes_one_of_the_same_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,11 +99,15 @@ def test_what_is_there_is_skipped_unless_asked_for(tmp_path: Path, capsys: pytes
     assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 0
     before = contents(tmp_path / "out")
     (tmp_path / "out/a.png").unlink()
-    (tmp_path / "out/b.png").write_bytes(b"mine")
     capsys.readouterr()
     assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 0
     assert capsys.readouterr().out == "1 images upscaled, 1 were there already (--overwrite makes them again)\n"
-    assert contents(tmp_path / "out") == before | {"b.png": b"mine"}
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out/b.png").write_bytes(b"mine")
+    (tmp_path / "out/a.png").unlink()
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 2
+    assert "b.png (changed since it was made)" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == {"b.png": b"mine"}
     assert upscale(tmp_path / "in", "-o", tmp_path / "out", "--overwrite") == 0
     assert contents(tmp_path / "out") == before
 
@@ -161,7 +172,7 @@ def test_outputs_within_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
         (["in/a.png", "-o", "in/a.png", "--overwrite"], "inputs would be overwritten"),
         (["in", "-o", "file.txt"], "the output file.txt is a file; give a folder"),
         (["in", "-o", "file.txt/out"], "file.txt"),
-        (["in", "other", "-o", "out"], "in/a.png and other/a.png would both become"),
+        (["in/a.png", "other", "-o", "out"], "in/a.png and other/a.png would both become"),
         (["two", "-o", "out", "--format", "png"], "two/a.jpg and two/a.png would both become"),
         (["file.txt", "-o", "out"], "cannot write .txt; choose a --format"),
         (["in/a.png", "-o", "b.png", "--format", "jpg"], "b.png is not what the format jpg says"),
@@ -171,7 +182,12 @@ def test_outputs_within_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
         (["in", "-o", "out", "--device", "nothing"], "--device nothing cannot be used"),
         (["in", "-o", "out", "--prompt", "a cat"], "give --text-encoder"),
         (["in", "-o", "out", "--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one of them"),
-        (["in", "-o", "out", "--guidance-scale", "8"], "--guidance-scale has no effect without --prompt"),
+        (["in", "-o", "out", "--guidance-scale", "8"], "guidance needs something to guide away from"),
+        (["in", "-o", "out", "--negative-text-embeddings", "x"], "guidance needs something to guide away from"),
+        (["in/a.png", "-o", "o_d.gif"], "o_d.gif is named like a file: cannot write .gif; known are .png"),
+        (["in/a.png", "other/b.png", "-o", "o.png"], "in/a.png other/b.png cannot become one file; give a folder"),
+        (["in", "-o", "o.v2"], "o.v2 is named like a file"),
+        (["in", "-o", "taken"], "folders have the names of results, give another output: taken/a.png"),
         (["in", "-o", "out", "--negative-prompt", "x"], "--negative-prompt has no effect without --prompt"),
     ],
 )
@@ -179,7 +195,8 @@ def test_mistakes_are_told_before_any_work(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("in/a.png", "other/a.png", "two/a.png", "two/a.jpg"):
+    Path("taken/a.png").mkdir(parents=True)
+    for name in ("in/a.png", "other/a.png", "other/b.png", "two/a.png", "two/a.jpg"):
         picture(Path(name))
     Path("empty").mkdir()
     Path("file.txt").write_text("text")
@@ -202,6 +219,143 @@ def test_a_disk_that_is_full_ends_the_batch(
     assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 2
     assert "cannot write" in capsys.readouterr().err
     assert contents(tmp_path / "out") == {}
+
+
+def test_results_of_another_image_are_not_taken_for_ones_of_this(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = picture(tmp_path / "A/x.png"), picture(tmp_path / "B/x.png", seed=1)
+    assert upscale(one, "-o", tmp_path / "xo") == 0
+    before = contents(tmp_path / "xo")
+    assert upscale(other, "-o", tmp_path / "xo") == 2
+    err = capsys.readouterr().err
+    assert "x.png (made from another image)" in err
+    assert "--overwrite" in err
+    assert contents(tmp_path / "xo") == before
+    assert upscale(other, "-o", tmp_path / "xo", "--overwrite") == 0
+    assert upscale(other, "-o", tmp_path / "xo") == 0
+    assert capsys.readouterr().out.endswith("0 images upscaled, 1 were there already (--overwrite makes them again)\n")
+
+
+def test_results_of_other_settings_are_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "in/a.png")
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 0
+    picture(tmp_path / "in/b.png")
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out", "--seed", 3, "--colour-fix", "adain") == 2
+    assert 'a.png (with --colour-fix "none", not "adain", with --seed 0, not 3)' in capsys.readouterr().err
+    assert list(contents(tmp_path / "out")) == ["a.png"]
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out", "--tile-batch", 1) == 0
+
+
+def test_results_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "a.png")
+    shutil.copytree(BASE_FOLDER, tmp_path / "moved")
+    assert upscale(source, "-o", tmp_path / "out") == 0
+    assert upscale(source, "-o", tmp_path / "out", "--model", tmp_path / "moved") == 0
+    assert "1 were there already" in capsys.readouterr().out
+    weights = tmp_path / "moved/diffusion_pytorch_model.safetensors"
+    changed = load_file(weights)
+    changed[next(iter(changed))] += 1
+    save_file(changed, weights)
+    assert upscale(source, "-o", tmp_path / "out", "--model", tmp_path / "moved") == 2
+    assert "a.png (by another model)" in capsys.readouterr().err
+
+
+def test_files_that_the_command_did_not_make_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, mine = picture(tmp_path / "a.png"), picture(tmp_path / "out/a.png", seed=2)
+    before = mine.read_bytes()
+    assert upscale(source, "-o", tmp_path / "out") == 2
+    assert "a.png (not made by this command)" in capsys.readouterr().err
+    assert mine.read_bytes() == before
+
+
+def test_killed_between_a_record_and_its_result(tmp_path: Path) -> None:
+    records, output = Records(), tmp_path / "a.png"
+    old, new = MadeFrom("1", "m", {"seed": 0}), MadeFrom("1", "m", {"seed": 1})
+    records.add(output, b"old", old)
+    output.write_bytes(b"old")
+    Records().add(output, b"new", new)
+    assert Records().problem(output, old) is None
+    assert Records().problem(output, new) == "with --seed 0, not 1"
+    path = tmp_path / RECORD_FILE
+    path.write_bytes(path.read_bytes()[:-9])  # within the line of the new result
+    Records().add(tmp_path / "b.png", b"other", new)
+    (tmp_path / "b.png").write_bytes(b"other")
+    assert Records().problem(output, old) is None
+    assert Records().problem(tmp_path / "b.png", new) is None
+
+
+def test_options_are_checked_where_all_results_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "a.png")
+    assert upscale(source, "-o", tmp_path / "out") == 0
+    for options in (("--device", "nothing"), ("--scale", 0), ("--tile", 33), ("--model", "gone")):
+        assert upscale(source, "-o", tmp_path / "out", *options) == 2, options
+    assert "gone/restoration.json not found" in capsys.readouterr().err
+
+
+def test_results_that_memory_has_no_room_for_fail_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "in/a.png", (200, 150))
+    picture(tmp_path / "in/b.png")
+    monkeypatch.setattr("framer.inference.memory.available_memory", lambda: 20 * 2**20)
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 1
+    assert "in/a.png: 600x800 pixels need about 0.0268 GiB of memory, and 0.0195 are" in capsys.readouterr().err
+    assert list(contents(tmp_path / "out")) == ["b.png"]
+
+
+def test_a_scale_that_no_memory_has_room_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert upscale(picture(tmp_path / "a.png"), "-o", tmp_path / "out", "--scale", 100_000_000) == 1
+    assert "a.png: 500000000x600000000 pixels need about" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_an_allocation_that_fails_is_one_images(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        picture(tmp_path / f"in/{name}.png", seed=ord(name))
+    original = Upscaler.picture
+    errors = [error]
+
+    def picture_or_error(self: Upscaler, *arguments: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Upscaler, "picture", picture_or_error)
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 1
+    assert "in/a.png: there is not enough memory for 20x24 pixels" in capsys.readouterr().err
+    assert list(contents(tmp_path / "out")) == ["b.png"]
+
+
+def test_a_file_that_cannot_be_written_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a" * 250 + ".png"  # with the name of the unfinished file it is longer than a name can be
+    picture(tmp_path / "in" / name)
+    picture(tmp_path / "in/b.png")
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert list(contents(tmp_path / "out")) == ["b.png"]
+
+
+def test_exif_that_cannot_be_written_does_not_end_the_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif[0x013B] = "A" * 70_000
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "in/a.png", exif=exif)
+    picture(tmp_path / "in/b.png")
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out", "--format", "jpg") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "it is left out" in line]
+    assert "a.jpg: 16x16 (EXIF of 70" in line
 
 
 @pytest.mark.slow
@@ -228,6 +382,8 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path: Path) -> None:
 
 class StandInEncoder:
     """Embeddings that say how long the text is, of the base model's sizes."""
+
+    identity = "lengths"
 
     def encode(self, texts: list[str]) -> TextEmbeddings:
         lengths = torch.tensor([float(len(text)) for text in texts])
@@ -260,10 +416,51 @@ def test_each_image_has_the_text_of_its_name(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     arguments = (tmp_path / "in", "-o", tmp_path / "again", "--prompts", tmp_path / "texts", *common)
     assert upscale(*arguments) == 2
-    assert "1 of 2 texts are missing" in capsys.readouterr().err
+    assert "1 of 2 photographs have no text in" in capsys.readouterr().err
     (tmp_path / "texts/deep/b.txt").write_bytes(b"caf\xe9")
     assert upscale(*arguments) == 2
     assert "b.txt is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("text_encoder")
+def test_a_text_is_of_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "a.jpg"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("a cat")
+    common = (tmp_path / "in", "-o", tmp_path / "out", "--text-encoder", "encoder", "--prompts", tmp_path / "texts")
+    assert upscale(*common) == 2
+    assert f"{tmp_path}/in/a.jpg and {tmp_path}/in/a.png would both have the text a.txt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_are_read_as_captions_are(tmp_path: Path) -> None:
+    jobs = plan_jobs([picture(tmp_path / "in/deep/a.png").parent.parent], tmp_path / "out")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    assert read_prompts(tmp_path / "texts", jobs) == {"deep/a": "a cat"}
+
+
+@pytest.mark.usefixtures("text_encoder")
+def test_other_texts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = (picture(tmp_path / "a.png"), "-o", tmp_path / "out", "--text-encoder", "encoder")
+    assert upscale(*common, "--prompt", "a cat") == 0
+    assert upscale(*common, "--prompt", "a dog") == 2
+    assert 'a.png (with --prompt "a cat", not "a dog")' in capsys.readouterr().err
+
+
+def test_guidance_away_from_text_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, results = picture(tmp_path / "a.png"), {}
+    write_text_embeddings(tmp_path / "away", TextEmbeddings(torch.ones(4, 32), torch.ones(32)))
+    write_text_embeddings(tmp_path / "wide", TextEmbeddings(torch.ones(4, 9), torch.ones(32)))
+    for scale in (2, 3):
+        options = ("--guidance-scale", scale, "--negative-text-embeddings")
+        assert upscale(source, "-o", tmp_path / f"{scale}.png", *options, tmp_path / "away") == 0
+        results[scale] = (tmp_path / f"{scale}.png").read_bytes()
+    assert upscale(source, "-o", tmp_path / "plain.png") == 0
+    assert len({*results.values(), (tmp_path / "plain.png").read_bytes()}) == 3
+    assert upscale(source, "-o", tmp_path / "out", *options, tmp_path / "wide") == 2
+    assert "has shape [4, 9]; expected [tokens, 32]" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("text_encoder")
