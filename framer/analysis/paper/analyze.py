@@ -35,6 +35,7 @@ from framer.errors import UserError
 from framer.extras import require
 from framer.features import adapter_for
 from framer.files import writing
+from framer.models.folders import BASE_FOLDER
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -220,7 +221,7 @@ def _described(source: Source, model: AnalysedModel, digest: str) -> list[str]:
         str(len(adapter_for(own).blocks)),
         f"{model.settings.type}, x{model.restoring.scale}",
         digest,
-        str(source.folder),
+        "of the package" if source.folder == BASE_FOLDER else str(source.folder),
     ]
 
 
