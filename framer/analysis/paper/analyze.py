@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from framer.analysis.history import read_metrics
 from framer.analysis.paper.figures import FIGURES, Analysis
@@ -31,6 +29,7 @@ from framer.analysis.paper.page import Page, Section, Table, Thumbnail, write_pa
 from framer.analysis.paper.sources import Source, hash_of
 from framer.analysis.paper.tiles import Tiles, cut_tiles
 from framer.config.data import Degradation
+from framer.data.levels import tensor_to_bytes
 from framer.errors import UserError
 from framer.extras import require
 from framer.features import adapter_for
@@ -271,11 +270,7 @@ def _thumbnail(tiles: Tiles, image: int) -> Thumbnail:
     images = require("PIL.Image", extra="train")
     tile = next(tile for tile in tiles.tiles if tile.image == image)
     both = torch.cat([tile.upsampled, tile.hr], dim=2)
-    picture = images.fromarray(_bytes(both)).resize((2 * _THUMBNAIL, _THUMBNAIL), images.Resampling.LANCZOS)
+    picture = images.fromarray(tensor_to_bytes(both)).resize((2 * _THUMBNAIL, _THUMBNAIL), images.Resampling.LANCZOS)
     png = io.BytesIO()
     picture.save(png, format="PNG")
     return Thumbnail(name=tiles.names[image], png=png.getvalue())
-
-
-def _bytes(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return ((image.permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
