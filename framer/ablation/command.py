@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         Exit status: 1 where a run failed, 75 where a scheduler stopped one.
     """
-    from framer.ablation.plan import plan_runs, read_table
+    from framer.ablation.checks import check_runs
+    from framer.ablation.plan import plan_runs, read_table, with_earlier_runs
     from framer.ablation.results import collect, write_results
     from framer.ablation.runs import LOG, check_same_settings, folder_of, is_finished, train
     from framer.errors import UserError
@@ -60,8 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
         only=only,
         seeds=arguments.seeds,
     )
-    for each in planned:
+    tabulated = with_earlier_runs(
+        planned, table, arguments.table, output, config=arguments.config, overrides=arguments.overrides
+    )
+    for each in tabulated:
         check_same_settings(each)
+    check_runs([each for each in planned if not is_finished(each)], output)
     failed: list[str] = []
     status = 0
     for number, each in enumerate(planned, start=1):
@@ -78,8 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
             break
         if status:
             failed.append(f"{each.variant}, seed {each.seed}: see {folder_of(each).root / LOG}")
-    files = write_results(output, table, collect(planned)) if output.is_dir() else []
-    for file in files:
+    earlier = [f"{each.variant}, seed {each.seed}" for each in tabulated if each not in planned and is_finished(each)]
+    if earlier:
+        sys.stdout.write(f"from earlier calls, in the table too: {'; '.join(earlier)}\n")
+    for file in write_results(output, table, collect(tabulated)):
         sys.stdout.write(f"table: {file}\n")
     for sentence in failed:
         sys.stderr.write(f"failed: {sentence}\n")

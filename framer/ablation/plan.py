@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from framer.config.ablation import SET_BY_THE_SUITE, AblationTable
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 from framer.errors import ConfigError, UserError
+
+_SEED_FOLDER: Final = re.compile(r"seed-(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +103,39 @@ def plan_runs(
     if problems:
         raise ConfigError("\n".join(problems))
     return planned
+
+
+def with_earlier_runs(
+    planned: Sequence[PlannedRun],
+    table: AblationTable,
+    file: Path,
+    output: Path,
+    *,
+    config: Path | None,
+    overrides: Sequence[str],
+) -> list[PlannedRun]:
+    """All runs that the table has a place for: those planned, and those that an earlier call began in the folder.
+
+    Args:
+        planned: From :func:`plan_runs`, with the same arguments.
+        table: The study.
+        file: Where it was read from.
+        output: Folder of all runs.
+        config: A base configuration in the place of the table's.
+        overrides: ``key=value`` for every run.
+
+    Returns:
+        Variant by variant as in the table, each with its seeds in order.
+
+    Raises:
+        ConfigError: An earlier variant's configuration is not valid with these overrides.
+    """
+    known = {(run.variant, run.seed) for run in planned}
+    runs = list(planned)
+    for name in table.variants:
+        matches = [_SEED_FOLDER.fullmatch(folder.name) for folder in (output / name).glob("seed-*") if folder.is_dir()]
+        seeds = [int(match[1]) for match in matches if match is not None and (name, int(match[1])) not in known]
+        if seeds:
+            runs += plan_runs(table, file, output, config=config, overrides=overrides, only=[name], seeds=seeds)
+    places = list(table.variants)
+    return sorted(runs, key=lambda run: (places.index(run.variant), run.seed))

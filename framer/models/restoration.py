@@ -9,6 +9,8 @@ from framer.config.training import TrainConfig
 from framer.errors import ConfigError, UserError
 
 RESTORATION_FILE = "restoration.json"
+STEP = "step"
+"""The optimizer steps that an export's weights have taken; exports from before it was written have none."""
 # A model means something else under another value of these; the tile and the shift may change.
 _FIXED = {
     "latents": "model.latents",

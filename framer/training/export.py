@@ -20,7 +20,7 @@ from framer.models.backbones import backbone_for
 from framer.models.controlled import CONTROLNET, ControlledModel
 from framer.models.folders import controlnet_folder, pretrained_folder
 from framer.models.lora import add_lora, lora_parameters, merged_weights, own_name, write_lora
-from framer.models.restoration import RESTORATION_FILE, restoration_settings
+from framer.models.restoration import RESTORATION_FILE, STEP, restoration_settings
 from framer.models.text import NULL_TEXT_FILE, TextEmbeddings, write_text_embeddings
 from framer.models.trainable import trainable_parameters
 from framer.models.weights import has_weights
@@ -37,7 +37,7 @@ OTHER_WEIGHTS_FILE = "other_weights.safetensors"
 
 
 def export_model(
-    engine: DeepSpeedEngine, config: TrainConfig, folder: Path, *, null_text: TextEmbeddings | None = None
+    engine: DeepSpeedEngine, config: TrainConfig, folder: Path, *, step: int, null_text: TextEmbeddings | None = None
 ) -> None:
     """Writes ``config.json``, safetensors and the settings of inference; every rank must call it.
 
@@ -45,6 +45,7 @@ def export_model(
         engine: Of any ZeRO stage; parameters are gathered one at a time.
         config: The run.
         folder: Replaced as a whole once the new one is complete.
+        step: Optimizer steps taken, for ``restoration.json``.
         null_text: Embeddings of the empty text, where images have texts of their own.
 
     Raises:
@@ -56,7 +57,9 @@ def export_model(
     for name, value in master_weights(engine):
         if dist.get_rank() == 0 and name.startswith(prefix):
             weights[name] = value.to("cpu", kept_dtype(value, config, dtype), copy=True)
-    on_rank_zero(lambda: write_export(engine.module, weights, config, folder, dtype=dtype, null_text=null_text))
+    on_rank_zero(
+        lambda: write_export(engine.module, weights, config, folder, step=step, dtype=dtype, null_text=null_text)
+    )
 
 
 def kept_dtype(value: torch.Tensor, config: TrainConfig, dtype: torch.dtype) -> torch.dtype:
@@ -70,6 +73,7 @@ def write_export(
     config: TrainConfig,
     folder: Path,
     *,
+    step: int | None = None,
     dtype: torch.dtype = torch.float32,
     null_text: TextEmbeddings | None = None,
 ) -> None:
@@ -80,6 +84,7 @@ def write_export(
         weights: All parameters and persistent buffers; those of heads, which served training alone, are left out.
         config: The run.
         folder: Replaced as a whole once the new one is complete.
+        step: Optimizer steps that the weights have taken; None where they were not trained.
         dtype: Of the weights written.
         null_text: Embeddings of the empty text, written too where the configuration names no text.
 
@@ -87,7 +92,9 @@ def write_export(
         UserError: The folder cannot be written to.
     """
     try:
-        write_diffusers_folder(model, without_heads(weights), config, folder, dtype=dtype, null_text=null_text)
+        write_diffusers_folder(
+            model, without_heads(weights), config, folder, step=step, dtype=dtype, null_text=null_text
+        )
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the export {folder}: {error}") from error
 
@@ -98,6 +105,7 @@ def write_diffusers_folder(
     config: TrainConfig,
     folder: Path,
     *,
+    step: int | None = None,
     dtype: torch.dtype = torch.float32,
     null_text: TextEmbeddings | None = None,
 ) -> None:
@@ -119,6 +127,8 @@ def write_diffusers_folder(
     if null_text is not None and config.model.text_embeddings is None:
         write_text_embeddings(unfinished / NULL_TEXT_FILE, null_text)
         settings["null_text"] = NULL_TEXT_FILE
+    if step is not None:
+        settings[STEP] = step
     write_text(unfinished / RESTORATION_FILE, json.dumps(settings, indent=2) + "\n")
     sync_tree(unfinished)
     shutil.rmtree(folder, ignore_errors=True)

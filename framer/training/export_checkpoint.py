@@ -86,7 +86,7 @@ def export_checkpoint(checkpoint: Path, folder: Path, *, dtype: str | None = Non
         raise UserError(f"{checkpoint} has no average of the weights; export it without --ema")
     with torch.device("meta"):
         model = model_class(state.model_class).from_config(state.model)
-    write_export(model, weights, config, folder, dtype=wanted, null_text=text)
+    write_export(model, weights, config, folder, step=state.step, dtype=wanted, null_text=text)
 
 
 def _averaged(weights: Iterator[tuple[str, Tensor]], averages: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

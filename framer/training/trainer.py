@@ -423,7 +423,7 @@ class Trainer:
         with self._averaged_weights():
             evaluated = self._evaluate()
             self._stop_if_asked()
-            export_model(self.engine, self.config, self.folder.export, null_text=self.null_text)
+            export_model(self.engine, self.config, self.folder.export, step=self.step, null_text=self.null_text)
             self._stop_if_asked()
             report = write_run_report(
                 self.folder, self.config, self.restoration, evaluated, self.heldout, step=self.step

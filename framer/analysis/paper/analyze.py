@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import logging
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from framer.analysis.history import read_metrics
 from framer.analysis.paper.figures import FIGURES, Analysis
@@ -22,7 +21,6 @@ from framer.analysis.paper.measure import (
     AnalysedModel,
     Measures,
     MeasureSettings,
-    check_space,
     load_model,
     measure,
     timesteps_of,
@@ -31,15 +29,39 @@ from framer.analysis.paper.page import Page, Section, Table, Thumbnail, write_pa
 from framer.analysis.paper.sources import Source, hash_of
 from framer.analysis.paper.tiles import Tiles, cut_tiles
 from framer.config.data import Degradation
+from framer.data.levels import tensor_to_bytes
 from framer.errors import UserError
 from framer.extras import require
 from framer.features import adapter_for
+from framer.files import writing
+from framer.models.folders import BASE_FOLDER
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
+
 REPORT = "report.html"
 _THUMBNAIL = 128
+_TITLE: Final = "FRAMER analysis: "
+_FIGURE_FILES: Final = (
+    *(f"{name}.json" for name in FIGURES),
+    *(f"{name}.png" for name in FIGURES if name != "fig5"),
+    *(f"fig5_{part}.png" for part in ("teacher", "student", "depth")),
+)
+"""Everything that figures write."""
+
+
+class Outcome(NamedTuple):
+    """What an analysis lacks; the report says it too.
+
+    Attributes:
+        missing: What could not be drawn, and why; each a sentence.
+        failed: Models that could not be measured, and why; each a sentence.
+    """
+
+    missing: list[str]
+    failed: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +97,10 @@ class Options:
     command: str = ""
 
 
-def analyze(sources: Sequence[Source], photographs: Sequence[Path], folder: Path, options: Options) -> list[str]:
-    """Draws the figures and writes the report.
+def analyze(sources: Sequence[Source], photographs: Sequence[Path], folder: Path, options: Options) -> Outcome:
+    """Draws the figures and writes the report; in a folder with an earlier one, in its place.
+
+    A model that fails once others are measured is left out, and what is measured is drawn.
 
     Args:
         sources: The models.
@@ -84,11 +108,8 @@ def analyze(sources: Sequence[Source], photographs: Sequence[Path], folder: Path
         folder: Where everything goes; it exists.
         options: What is measured, and how.
 
-    Returns:
-        What could not be drawn, and why; the report says it too.
-
     Raises:
-        UserError: An image, a model or a log is missing, damaged or does not fit.
+        UserError: An image or a log is missing, damaged or does not fit, or so are all models.
     """
     metrics = {source.label: read_metrics(source.metrics) for source in sources if source.metrics is not None}
     tiles = cut_tiles(
@@ -101,31 +122,50 @@ def analyze(sources: Sequence[Source], photographs: Sequence[Path], folder: Path
     )
     measured: dict[str, dict[int, Measures]] = {}
     described: list[list[str]] = []
+    failures: dict[str, Exception] = {}
     passes = len(sources) * len(options.timesteps) * len(tiles.tiles)
     with require("tqdm", extra="train").tqdm(total=passes, desc="analyze", unit="tile") as progress:
         for source in sources:
-            with _loaded(source, options) as (model, digest):
-                check_space(options.settings.space, model.settings.type, source.label)
-                described.append(_described(source, model, digest))
-                measured[source.label] = _measured(source, model, tiles, options, progress)
+            try:
+                with _loaded(source, options) as (model, digest):
+                    measured[source.label] = _measured(source, model, tiles, options, progress)
+                    described.append(_described(source, model, digest))
+            except (UserError, torch.OutOfMemoryError) as error:
+                failures[source.label] = error
+                logger.warning("%s could not be measured: %s", source.label, error)
             gc.collect()
+    if not measured:
+        raise next(iter(failures.values()))
+    failed = [f"{label} could not be measured: {error}" for label, error in failures.items()]
+    sources = [source for source in sources if source.label in measured]
+    _remove_earlier(folder)
     analysis = Analysis(sources, measured, metrics, tiles.names, folder)
     sections = [FIGURES[name](analysis) for name in options.figures]
     header = ("model", "step", "class", "parameters", "layers", "trained for", "weights (SHA-256)", "folder")
     write_page(
         folder / REPORT,
         Page(
-            title="FRAMER analysis: " + _models(sources),
+            title=_TITLE + _models(sources),
             command=options.command,
             models=Table(header=header, rows=described),
             images=[_thumbnail(tiles, image) for image in range(len(tiles.names))],
             images_note=_images_note(tiles, options),
             settings=_settings(options, tiles),
             sections=sections,
-            notes=_notes(sources, measured, options),
+            notes=[*failed, *_notes(sources, measured, options)],
         ),
     )
-    return _missing(sections)
+    return Outcome(_missing(sections), failed)
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Removes the figures of an earlier analysis, which would not be those of the new report."""
+    report = folder / REPORT
+    if not report.is_file() or f"<title>{_TITLE}" not in report.read_text(encoding="utf-8", errors="replace"):
+        return
+    for name in _FIGURE_FILES:
+        with writing(folder / name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _missing(sections: Sequence[Section]) -> list[str]:
@@ -156,12 +196,6 @@ def _loaded(source: Source, options: Options) -> Iterator[tuple[AnalysedModel, s
 def _measured(
     source: Source, model: AnalysedModel, tiles: Tiles, options: Options, progress: tqdm[Any]
 ) -> dict[int, Measures]:
-    multiple = (
-        model.restoring.restoration.backbone.multiple(model.restoring.restoration.model)
-        * model.restoring.restoration.latents.shape.downscale
-    )
-    if options.tile % multiple:
-        raise UserError(f"--tile {options.tile}: {source.label} takes multiples of {multiple} pixels")
     timesteps = timesteps_of(model, options.timesteps)
     # A model that knows one timestep alone leaves the others out.
     progress.total = (progress.total or 0) - (len(options.timesteps) - len(timesteps)) * len(tiles.tiles)
@@ -186,7 +220,7 @@ def _described(source: Source, model: AnalysedModel, digest: str) -> list[str]:
         str(len(adapter_for(own).blocks)),
         f"{model.settings.type}, x{model.restoring.scale}",
         digest,
-        str(source.folder),
+        "of the package" if source.folder == BASE_FOLDER else str(source.folder),
     ]
 
 
@@ -236,11 +270,7 @@ def _thumbnail(tiles: Tiles, image: int) -> Thumbnail:
     images = require("PIL.Image", extra="train")
     tile = next(tile for tile in tiles.tiles if tile.image == image)
     both = torch.cat([tile.upsampled, tile.hr], dim=2)
-    picture = images.fromarray(_bytes(both)).resize((2 * _THUMBNAIL, _THUMBNAIL), images.Resampling.LANCZOS)
+    picture = images.fromarray(tensor_to_bytes(both)).resize((2 * _THUMBNAIL, _THUMBNAIL), images.Resampling.LANCZOS)
     png = io.BytesIO()
     picture.save(png, format="PNG")
     return Thumbnail(name=tiles.names[image], png=png.getvalue())
-
-
-def _bytes(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return ((image.permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).round().byte().numpy()

@@ -51,13 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Analyses; the exit status."""
+    """Analyses; the exit status: 1 where a model could not be measured and others were."""
     figures = _figures(arguments.only)
     _check_numbers(arguments)
 
     import torch
 
     from framer.analysis.paper.analyze import Options, analyze
+    from framer.analysis.paper.checks import check_sources
     from framer.analysis.paper.measure import MeasureSettings
     from framer.analysis.paper.sources import find_sources
     from framer.analysis.paper.tiles import find_photographs
@@ -69,6 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--device: {arguments.device} is no device; give cpu, cuda or cuda:1, for example") from None
     sources = find_sources(arguments.checkpoints, labels=arguments.labels, every_step=arguments.every_step)
     tile, scale = _tile_and_scale(sources, arguments.tile)
+    settings = MeasureSettings(
+        space=arguments.feature_space,
+        bands=BandSplit.radial(arguments.cutoff),
+        representation=arguments.representation,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+    )
+    check_sources(sources, settings, tile=tile, vae=arguments.vae, pretrained=arguments.pretrained)
     photographs = find_photographs(arguments.images)
     output: Path = arguments.output.expanduser()
     _check_writable(output)
@@ -76,13 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         images=arguments.images,
         figures=figures,
         timesteps=sorted(arguments.timesteps),
-        settings=MeasureSettings(
-            space=arguments.feature_space,
-            bands=BandSplit.radial(arguments.cutoff),
-            representation=arguments.representation,
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-        ),
+        settings=settings,
         degradation=arguments.degradation,
         tile=tile,
         scale=scale,
@@ -92,10 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
         pretrained=arguments.pretrained,
         command=_command_line(),
     )
-    for sentence in analyze(sources, photographs, output, options):
+    outcome = analyze(sources, photographs, output, options)
+    for sentence in outcome.missing:
         sys.stdout.write(f"not drawn: {sentence}\n")
     sys.stdout.write(f"report: {output / REPORT}\n")
-    return 0
+    for sentence in outcome.failed:
+        sys.stderr.write(f"failed: {sentence}\n")
+    return 1 if outcome.failed else 0
 
 
 def _check_writable(folder: Path) -> None:

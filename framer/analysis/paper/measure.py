@@ -154,7 +154,7 @@ class Measures:
     tiles: int = 0
 
 
-def check_space(space: Space, objective: ObjectiveType, label: str) -> None:
+def check_space(space: Space, objective: ObjectiveType) -> None:
     """Refuses a feature space that undoes the noise of flow matching for a model that has other noise.
 
     Raises:
@@ -162,8 +162,8 @@ def check_space(space: Space, objective: ObjectiveType, label: str) -> None:
     """
     if space != "hidden" and objective != "flow_matching":
         raise UserError(
-            f"--feature-space {space}: {label} was trained with objective.type {objective}, and that space undoes the "
-            "noise of flow matching; take --feature-space hidden"
+            f"--feature-space {space}: the model was trained with objective.type {objective}, and that space undoes "
+            "the noise of flow matching; take --feature-space hidden"
         )
 
 

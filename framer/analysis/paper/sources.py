@@ -13,7 +13,7 @@ from framer.config.training import TrainConfig
 from framer.errors import UserError
 from framer.inference.load import read_settings
 from framer.models.folders import BASE_FOLDER
-from framer.models.restoration import RESTORATION_FILE, restoration_settings
+from framer.models.restoration import RESTORATION_FILE, STEP, restoration_settings
 from framer.training.checkpoint_folder import find_checkpoints, step_of
 from framer.training.run_folder import RunFolder
 from framer.training.trainer_state import STATE_FILE, read_state
@@ -75,7 +75,7 @@ def find_sources(arguments: Sequence[str], *, labels: Sequence[str], every_step:
 
     Args:
         arguments: Each ``base``, an export, a run's folder (its export, or its newest checkpoint where it has none
-            yet), or a checkpoint.
+            yet, went on since, or where its export does not say of which step it is), or a checkpoint.
         labels: A label for each argument, or none at all.
         every_step: Whether runs are analysed at each of their kept checkpoints as well.
 
@@ -122,7 +122,9 @@ def hash_of(files: Iterable[Path], folder: Path) -> str:
 
 def _sources(argument: str, every_step: bool) -> list[Source]:
     if argument == BASE:
-        return [Source(label=BASE, folder=BASE_FOLDER, checkpoint=False, run=BASE_FOLDER, step=None)]
+        return [
+            Source(label=BASE, folder=BASE_FOLDER, checkpoint=False, run=BASE_FOLDER, step=_exported_step(BASE_FOLDER))
+        ]
     folder = Path(argument).expanduser()
     if not folder.is_dir():
         raise UserError(f"{argument}: no such folder; give '{BASE}', an export, a run's folder or a checkpoint")
@@ -130,7 +132,10 @@ def _sources(argument: str, every_step: bool) -> list[Source]:
         run = folder.resolve().parent if folder.resolve() == RunFolder(folder.resolve().parent).export else None
         run = run if run is not None and RunFolder(run).config.is_file() else None
         name = folder.name if run is None else run.name
-        return [Source(label=name, folder=folder, checkpoint=False, run=run, step=_last_step(run))]
+        step, newest = _exported_step(folder), None if run is None else _newest_step(run)
+        behind = newest is not None and step is not None and newest > step
+        note = f"the run has gone on to step {newest} since it was exported" if behind else ""
+        return [Source(label=name, folder=folder, checkpoint=False, run=run, step=step, note=note)]
     if (folder / STATE_FILE).is_file():
         return [_of_checkpoint(folder, folder.resolve().parent.parent)]
     run_folder = RunFolder(folder)
@@ -141,15 +146,26 @@ def _sources(argument: str, every_step: bool) -> list[Source]:
             f"{argument}: neither an export ({RESTORATION_FILE}), nor a run with an export or checkpoints, nor a "
             f"checkpoint ({STATE_FILE})"
         )
-    last = _last_step(folder)
-    sources = [_of_checkpoint(checkpoint, folder) for checkpoint in kept] if every_step else []
-    if exported:
-        sources = [source for source in sources if source.step != last]
-        sources.append(Source(label=_name(folder), folder=run_folder.export, checkpoint=False, run=folder, step=last))
-    elif not sources:
-        note = "the run has no export yet: its newest checkpoint is analysed"
-        sources = [replace(_of_checkpoint(kept[-1], folder), note=note)]
-    return sources
+    checkpoints = [_of_checkpoint(checkpoint, folder) for checkpoint in kept]
+    if not exported:
+        checkpoints[-1] = replace(checkpoints[-1], note="the run has no export yet: its newest checkpoint is analysed")
+        return checkpoints if every_step else checkpoints[-1:]
+    step = _exported_step(run_folder.export)
+    export = Source(label=_name(folder), folder=run_folder.export, checkpoint=False, run=folder, step=step)
+    if not checkpoints:
+        return [export]
+    newest = step_of(kept[-1])
+    if step is None:
+        note = f"its export does not say of which step it is: the newest checkpoint, of step {newest}, is analysed"
+        checkpoints[-1] = replace(checkpoints[-1], note=note)
+        return checkpoints if every_step else checkpoints[-1:]
+    if newest > step:
+        note = f"the run went on after its export of step {step}: the newest checkpoint, of step {newest}, is analysed"
+        checkpoints[-1] = replace(checkpoints[-1], note=note)
+    if not every_step:
+        return checkpoints[-1:] if newest > step else [export]
+    others = [source for source in checkpoints if source.step != step]
+    return sorted([*others, export], key=lambda source: source.step or 0)
 
 
 def _of_checkpoint(checkpoint: Path, run: Path) -> Source:
@@ -158,10 +174,18 @@ def _of_checkpoint(checkpoint: Path, run: Path) -> Source:
     return Source(label=name, folder=checkpoint, checkpoint=True, run=run_with_log, step=step_of(checkpoint))
 
 
-def _last_step(run: Path | None) -> int | None:
-    """The steps that a run's export has taken, which are those of its newest checkpoint, written before it."""
-    kept = [] if run is None else find_checkpoints(RunFolder(run).checkpoints)
+def _newest_step(run: Path) -> int | None:
+    kept = find_checkpoints(RunFolder(run).checkpoints)
     return step_of(kept[-1]) if kept else None
+
+
+def _exported_step(export: Path) -> int | None:
+    """The steps that an export has taken, as it says itself; older ones do not.
+
+    A run's newest checkpoint may be younger than its export: the run went on since.
+    """
+    step = read_settings(export / RESTORATION_FILE).get(STEP)
+    return step if isinstance(step, int) else None
 
 
 def _name(folder: Path) -> str:

@@ -79,6 +79,67 @@ def test_finished_runs_are_not_trained_again_and_the_table_has_all(
     assert (output / "table.png").stat().st_size > 1000
 
 
+def test_a_call_for_one_variant_or_another_seed_keeps_the_finished_rows_of_earlier_calls(
+    tmp_path: Path, started: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = write_study(tmp_path), tmp_path / "out"
+    assert ablate(file, output) == 0
+    assert ablate(file, output, "--only", "none", "--seeds", "10") == 0
+    assert started == [("none", 0), ("framer", 0), ("none", 10)]
+    assert "from earlier calls, in the table too: none, seed 0; framer, seed 0" in capsys.readouterr().out
+    document = json.loads((output / "table.json").read_text())
+    rows = {row["name"]: [run["seed"] for run in row["runs"]] for row in document["variants"]}
+    assert rows == {"none": [0, 10], "framer": [0]}
+    lines = (output / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")][2:] == ["no FRAMER", "FRAMER"]
+
+
+def test_earlier_runs_of_other_settings_are_not_mixed_in(
+    tmp_path: Path, started: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = write_study(tmp_path), tmp_path / "out"
+    assert ablate(file, output, "--only", "framer") == 0
+    assert ablate(file, output, "--only", "none", "optimizer.lr=5e-4") == 2
+    assert started == [("framer", 0)]
+    assert "holds a run of other settings: optimizer.lr=0.0005" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train=nowhere", "variant none, framer: image folder nowhere does not exist"),
+        ("data.evaluation=empty", "variant none, framer: image folder empty holds no image"),
+        ("model.pretrained=nowhere", "variant none, framer: model.pretrained: nowhere/config.json not found"),
+        ("data.texts=nowhere", "nowhere"),
+    ],
+)
+def test_what_no_run_could_start_with_is_told_before_the_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    started: list[tuple[str, int]],
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert ablate(write_study(tmp_path), tmp_path / "out", override) == 2
+    assert not started
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "no run was started" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_starts_nothing(
+    tmp_path: Path, started: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert ablate(write_study(tmp_path), tmp_path / "file" / "out") == 2
+    assert not started
+    assert "cannot write" in capsys.readouterr().err
+
+
 def test_a_failed_run_is_told_and_the_others_are_trained(
     tmp_path: Path, started: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,9 +191,11 @@ def test_two_variants_are_really_trained_and_one_is_resumed(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_run_that_cannot_start_leaves_its_words_in_the_log(tmp_path: Path) -> None:
     file, output = write_study(tmp_path), tmp_path / "out"
-    missing = f"data.train={tmp_path / 'no_such_folder'}"
-    assert ablate(file, output, *STEPS, missing, "--only", "none") == 1
-    assert "no_such_folder does not exist" in (output / "none" / "seed-0" / "train.log").read_text()
+    broken = tmp_path / "photographs" / "broken.png"
+    broken.parent.mkdir()
+    broken.write_text("no picture")
+    assert ablate(file, output, *STEPS, f"data.train={broken.parent}", "--only", "none") == 1
+    assert "broken.png" in (output / "none" / "seed-0" / "train.log").read_text()
 
 
 WAITS = """

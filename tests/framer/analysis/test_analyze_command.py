@@ -145,6 +145,77 @@ def test_models_of_different_crops_need_a_tile(tmp_path: Path, capsys: pytest.Ca
     assert "base 64, run 32; choose with --tile" in capsys.readouterr().err
 
 
+def one_image(folder: Path) -> list[object]:
+    """A single small tile, the quickest analysis that there is."""
+    (folder / "images").mkdir()
+    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(folder / "images" / "gradient.png")
+    return ["--images", folder / "images", "--timesteps", "300"]
+
+
+def one_step(export: Path) -> None:
+    """Makes an export one of a model that restores in one step."""
+    file = export / "restoration.json"
+    settings = {name: value for name, value in json.loads(file.read_text()).items() if name != "timestep_shift"}
+    file.write_text(json.dumps({**settings, "objective": "one_step", "prediction_type": "sample", "timestep": 500}))
+
+
+def no_weights(export: Path) -> None:
+    (export / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def damaged_configuration(export: Path) -> None:
+    (export.parent / "config.yaml").write_text("framer: {fam: perhaps}\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "message"),
+    [
+        (one_step, ["--feature-space", "x0"], "second: --feature-space x0: the model was trained with"),
+        (no_weights, [], "second: model.pretrained: "),
+        (damaged_configuration, [], "framer.fam"),
+        (str, ["--tile", "132"], "base, second: --tile 132: the model takes multiples of 4 pixels, at most 128"),
+        (str, ["--tile", "4"], "base, second: the features cannot be compared"),
+    ],
+)
+def test_every_model_is_checked_before_the_first_is_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Any,
+    arguments: list[str],
+    message: str,
+) -> None:
+    run = a_run(tmp_path / "run")
+    spoil(run / "export")
+    monkeypatch.setattr("framer.analysis.paper.analyze.load_model", None)
+    assert analyze("base", run, "--labels", "base", "second", "-o", tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_measured_is_drawn_where_a_later_model_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = a_run(tmp_path / "run", scale=float("nan")), tmp_path / "out"
+    out.mkdir()
+    (out / "fig7.png").touch()
+    assert analyze("base", run, "-o", out, "--only", "fig3", *one_image(tmp_path)) == 1
+    assert "failed: run could not be measured: the feature of" in capsys.readouterr().err
+    assert list(json.loads((out / "fig3.json").read_text())) == ["base"]
+    assert (out / "fig7.png").is_file(), "a picture that no analysis had written"
+    assert "run could not be measured" in (out / "report.html").read_text()
+
+
+def test_the_figures_of_an_earlier_analysis_do_not_stay_beside_a_new_report(tmp_path: Path) -> None:
+    out, images = tmp_path / "out", one_image(tmp_path)
+    out.mkdir()
+    (out / "report.html").write_text("<!doctype html><title>FRAMER analysis: earlier</title>")
+    for name in ("fig7.png", "fig7.json", "fig5_teacher.png", "notes.txt"):
+        (out / name).touch()
+    assert analyze("base", "-o", out, "--only", "fig9", *images) == 0
+    assert {path.name for path in out.iterdir()} == {"report.html", "fig9.png", "fig9.json", "notes.txt"}
+
+
 def test_weights_that_are_spoiled_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(tmp_path / "run", scale=float("nan"))
     assert analyze(run, "-o", tmp_path / "out", *FAST) == 2

@@ -121,9 +121,9 @@ def test_a_spectrum_counts_every_bin_of_every_map_in_its_band() -> None:
 
 
 def test_a_feature_space_that_undoes_flow_matchings_noise_is_refused_elsewhere() -> None:
-    check_space("x0", "flow_matching", "mine")
-    with pytest.raises(UserError, match=r"--feature-space x0: mine was trained with objective\.type one_step"):
-        check_space("x0", "one_step", "mine")
+    check_space("x0", "flow_matching")
+    with pytest.raises(UserError, match=r"--feature-space x0: the model was trained with objective\.type one_step"):
+        check_space("x0", "one_step")
 
 
 def test_bands_that_the_maps_do_not_have_are_refused() -> None:

@@ -12,13 +12,15 @@ from framer.errors import UserError
 from framer.models.folders import BASE_FOLDER
 
 
-def export(folder: Path) -> Path:
+def export(folder: Path, *, step: int | None = None) -> Path:
     folder.mkdir(parents=True)
-    (folder / "restoration.json").write_text(json.dumps({"tile": 64, "scale": 4}))
+    of_step = {} if step is None else {"step": step}
+    (folder / "restoration.json").write_text(json.dumps({"tile": 64, "scale": 4, **of_step}))
     return folder
 
 
-def a_run(folder: Path, *steps: int, exported: bool = True) -> Path:
+def a_run(folder: Path, *steps: int, exported: bool = True, export_step: int | None = None) -> Path:
+    """A run with checkpoints, and the export of the last of them where nothing else is said."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("output_dir: somewhere\n")
     (folder / "metrics.jsonl").write_text("")
@@ -27,7 +29,7 @@ def a_run(folder: Path, *steps: int, exported: bool = True) -> Path:
         checkpoint.mkdir(parents=True)
         (checkpoint / "trainer_state.json").write_text("{}")
     if exported:
-        export(folder / "export")
+        export(folder / "export", step=export_step or max(steps, default=None))
     return folder
 
 
@@ -67,9 +69,38 @@ def test_a_run_without_an_export_stands_at_its_newest_checkpoint_and_says_so(tmp
     assert "no export yet" in source.note
 
 
+def test_an_export_that_the_run_has_left_behind_is_not_taken_for_its_newest_step(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "mine", 2, 20, 29, export_step=2)
+    (source,) = find_sources([str(run)], labels=(), every_step=False)
+    assert (source.label, source.step, source.checkpoint) == ("mine, step 29", 29, True)
+    assert "went on after its export of step 2" in source.note
+    (source,) = find_sources([str(run / "export")], labels=(), every_step=False)
+    assert (source.step, source.checkpoint) == (2, False)
+    assert "gone on to step 29" in source.note
+
+
+@pytest.mark.parametrize("kept", [(2, 20, 29), (20, 29)])
+def test_every_step_has_the_old_export_at_its_own_step_and_all_that_came_after(
+    tmp_path: Path, kept: tuple[int, ...]
+) -> None:
+    run = a_run(tmp_path / "mine", *kept, export_step=2)
+    sources = find_sources([str(run)], labels=(), every_step=True)
+    assert [(source.step, source.checkpoint) for source in sources] == [(2, False), (20, True), (29, True)]
+
+
+def test_the_step_of_an_older_export_is_unknown_and_never_the_newest_checkpoints(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "mine", 2, 29)
+    (run / "export" / "restoration.json").write_text(json.dumps({"tile": 64, "scale": 4}))
+    assert found(run / "export") == [("mine", None)]
+    assert found(run) == [("mine, step 29", 29)]
+    assert found(run, every_step=True) == [("mine, step 2", 2), ("mine, step 29", 29)]
+    (source,) = find_sources([str(run)], labels=(), every_step=False)
+    assert "does not say of which step" in source.note
+
+
 def test_labels_name_runs_and_steps_go_on(tmp_path: Path) -> None:
     run = a_run(tmp_path / "mine", 100, 200)
-    assert found("base", run, labels=("prior", "ours")) == [("prior", None), ("ours", 200)]
+    assert found("base", run, labels=("prior", "ours")) == [("prior", 8000), ("ours", 200)]
     assert found(run, labels=("ours",), every_step=True) == [("ours, step 100", 100), ("ours, step 200", 200)]
 
 

@@ -177,6 +177,7 @@ def test_the_export_carries_the_empty_text(train: str, trained: dict[str, Path],
         settings = json.loads((export / "restoration.json").read_text())
         assert (settings["text_tokens"], settings["text_embeddings"]) == (TOKENS, None)
         assert settings["null_text"] == NULL_TEXT_FILE
+        assert settings["step"] == 4
         file = load_file(export / NULL_TEXT_FILE)
         assert torch.equal(file[PROMPT], null.prompt)
         assert null.pooled is not None
