@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from framer.errors import UserError
+from framer.files import check_writable
 
 if TYPE_CHECKING:
     from framer.analysis.paper.sources import Source
@@ -71,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     tile, scale = _tile_and_scale(sources, arguments.tile)
     photographs = find_photographs(arguments.images)
     output: Path = arguments.output.expanduser()
-    _check_writable(output)
+    check_writable(output)
+    output.mkdir(parents=True, exist_ok=True)
     options = Options(
         images=arguments.images,
         figures=figures,
@@ -96,16 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(f"not drawn: {sentence}\n")
     sys.stdout.write(f"report: {output / REPORT}\n")
     return 0
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--output: cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _figures(only: str | None) -> list[str]:
