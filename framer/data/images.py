@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from framer.data.deep_images import lay_over_white, read_sixteen_bits
 from framer.errors import UserError
 from framer.extras import require
 
@@ -76,8 +77,9 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Reads an image file as 8-bit RGB.
 
     The EXIF orientation is applied; grey and palette images become RGB; transparency is laid over white;
-    16-bit samples are scaled to 8 bits; of an animation the first frame is taken. Colour profiles are not
-    applied: samples are taken as sRGB.
+    16-bit samples of PNG and TIFF are rounded to 8 bits, after transparency (of a TIFF that
+    :func:`~framer.data.deep_images.read_sixteen_bits` does not read, the upper 8 bits are taken); of an animation the
+    first frame is taken. Colour profiles are not applied: samples are taken as sRGB.
 
     Args:
         path: The file.
@@ -96,10 +98,11 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty (0 bytes)")
         with image_module.open(path) as opened:
+            samples = read_sixteen_bits(opened, path)
+            if samples is not None:
+                return lay_over_white(samples)
             opened.load()
-            # Releases of Pillow differ in the mode that they give a 16-bit grey PNG.
-            sixteen_bit = opened.mode.startswith("I;16") or (opened.mode, opened.format) == ("I", "PNG")
-            return _as_rgb(operations.exif_transpose(opened), sixteen_bit, path)
+            return _as_rgb(operations.exif_transpose(opened), path)
     except ImageError:
         raise
     except image_module.UnidentifiedImageError as error:
@@ -114,11 +117,8 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         raise ImageError(f"{path}: damaged image: {str(error) or type(error).__name__}") from error
 
 
-def _as_rgb(image: Image, sixteen_bit: bool, path: Path) -> npt.NDArray[np.uint8]:
+def _as_rgb(image: Image, path: Path) -> npt.NDArray[np.uint8]:
     image_module = require("PIL.Image", extra="train")
-    if sixteen_bit:
-        grey = np.asarray(image).astype(np.float32) * np.float32(255.0 / 65535.0)
-        return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ImageError(
             f"{path}: 32-bit samples (Pillow mode {image.mode!r}) have no known range; convert the file to 8 or 16 bits"
