@@ -82,8 +82,8 @@ def open_run(name: str, folder: Path) -> Run:
     twice = [" and ".join(path.name for path in paths) for paths in files.values() if len(paths) > 1]
     if twice:
         raise UserError(
-            f"{folder}: more than one picture of the same photograph: {some_of(twice, _NAMES_SHOWN)}; keep one of each, "
-            "for pictures are matched by their name without the suffix"
+            f"{folder}: more than one picture of the same photograph: {some_of(twice, _NAMES_SHOWN)}; keep one of "
+            "each, for pictures are matched by their name without the suffix"
         )
     return Run(name, folder, {key: PictureFile(paths[0]) for key, paths in sorted(files.items())})
 
