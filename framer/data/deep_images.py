@@ -50,7 +50,7 @@ def read_sixteen_bits(opened: Image, path: Path) -> npt.NDArray[np.uint16] | Non
         visible = (samples != np.asarray(transparent, dtype=np.uint16)).any(axis=2, keepdims=True)
         samples = np.concatenate([samples, np.where(visible, np.uint16(65535), np.uint16(0))], axis=2)
     # Of TIFF files both libraries have applied it, and Pillow no longer names it.
-    samples = _upright(samples, int(opened.getexif().get(_ORIENTATION, 1) or 1))
+    samples = upright(samples, int(opened.getexif().get(_ORIENTATION, 1) or 1))
     return np.ascontiguousarray(samples)
 
 
@@ -93,8 +93,8 @@ def _decode(path: Path, channels: str) -> npt.NDArray[np.uint16]:
     return decoded
 
 
-def _upright(samples: npt.NDArray[np.uint16], orientation: int) -> npt.NDArray[np.uint16]:
-    """Turns and mirrors as EXIF says."""
+def upright(samples: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turns and mirrors ``[H, W, ...]`` as the number of EXIF says; a view."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
