@@ -6,6 +6,7 @@ computed with.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -94,15 +95,26 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     image_module = require("PIL.Image", extra="train")
     operations = require("PIL.ImageOps", extra="train")
     path = Path(path)
+    with reading(path), image_module.open(path) as opened:
+        samples = read_sixteen_bits(opened, path)
+        if samples is not None:
+            return lay_over_white(samples)
+        opened.load()
+        return _as_rgb(operations.exif_transpose(opened), path)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Refuses an empty file, and turns whatever Pillow raises of a file into words.
+
+    Raises:
+        ImageError: The file is empty, or the body raised an exception.
+    """
+    image_module = require("PIL.Image", extra="train")
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty (0 bytes)")
-        with image_module.open(path) as opened:
-            samples = read_sixteen_bits(opened, path)
-            if samples is not None:
-                return lay_over_white(samples)
-            opened.load()
-            return _as_rgb(operations.exif_transpose(opened), path)
+        yield
     except ImageError:
         raise
     except image_module.UnidentifiedImageError as error:
