@@ -1,10 +1,11 @@
-"""Writing files so that a crash leaves the old content or the new, never half of it; and hashes of files."""
+"""Writing files so that a crash leaves the old content or the new, never half of it; hashes; checks of folders."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,32 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Like :func:`write_bytes`, for UTF-8 text."""
     write_bytes(path, content.encode())
+
+
+def check_writable(folder: Path, *, option: str = "--output") -> None:
+    """Makes and removes a file in a folder, so that a wrong output is told before long work begins.
+
+    Args:
+        folder: Where output will go; it and missing parents are made, and removed again.
+        option: What the user calls it.
+
+    Raises:
+        UserError: The folder is a file, or cannot be made or written to.
+    """
+    missing: list[Path] = []
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{option} {folder} is a file; give a folder")
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}: cannot write to {folder}: {error.strerror or error}") from error
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):  # it was not made after all, or something else was put into it
+                path.rmdir()
 
 
 def file_sha256(path: Path) -> str:

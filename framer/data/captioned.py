@@ -12,6 +12,7 @@ from framer.data.buckets import BucketOrder, CropSize
 from framer.data.dataset import RealISRDataset
 from framer.data.samples import Sample
 from framer.errors import UserError
+from framer.listing import some_of
 from framer.seeding import derived_seed
 
 if TYPE_CHECKING:
@@ -37,14 +38,14 @@ class CaptionedPhotographs(Dataset[Sample]):
     def __init__(
         self, photographs: RealISRDataset, store: TextStore, *, root: Path | None, null_text_probability: float = 0.0
     ) -> None:
-        from framer.data.texts.keys import first_names, photographs_by_key
+        from framer.data.texts.keys import photographs_by_key
 
         keyed = photographs_by_key(photographs.paths, root)
         missing = [key for key in keyed if key not in store.keys]
         if missing:
             raise UserError(
                 f"data.texts: {len(missing)} of {len(keyed)} photographs have no text in {store.folder}: "
-                f"{first_names(missing)}; add theirs, or leave these photographs out"
+                f"{some_of(missing)}; add theirs, or leave these photographs out"
             )
         self.buckets: list[CropSize] = photographs.buckets
         self.bucket_sizes: list[int] = photographs.bucket_sizes

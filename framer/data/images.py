@@ -6,6 +6,7 @@ computed with.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from framer.data.deep_images import lay_over_white, read_sixteen_bits
 from framer.errors import UserError
 from framer.extras import require
 
@@ -76,8 +78,9 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Reads an image file as 8-bit RGB.
 
     The EXIF orientation is applied; grey and palette images become RGB; transparency is laid over white;
-    16-bit samples are scaled to 8 bits; of an animation the first frame is taken. Colour profiles are not
-    applied: samples are taken as sRGB.
+    16-bit samples of PNG and TIFF are rounded to 8 bits, after transparency (of a TIFF that
+    :func:`~framer.data.deep_images.read_sixteen_bits` does not read, the upper 8 bits are taken); of an animation the
+    first frame is taken. Colour profiles are not applied: samples are taken as sRGB.
 
     Args:
         path: The file.
@@ -92,14 +95,26 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     image_module = require("PIL.Image", extra="train")
     operations = require("PIL.ImageOps", extra="train")
     path = Path(path)
+    with reading(path), image_module.open(path) as opened:
+        samples = read_sixteen_bits(opened, path)
+        if samples is not None:
+            return lay_over_white(samples)
+        opened.load()
+        return _as_rgb(operations.exif_transpose(opened), path)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Refuses an empty file, and turns whatever Pillow raises of a file into words.
+
+    Raises:
+        ImageError: The file is empty, or the body raised an exception.
+    """
+    image_module = require("PIL.Image", extra="train")
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty (0 bytes)")
-        with image_module.open(path) as opened:
-            opened.load()
-            # Releases of Pillow differ in the mode that they give a 16-bit grey PNG.
-            sixteen_bit = opened.mode.startswith("I;16") or (opened.mode, opened.format) == ("I", "PNG")
-            return _as_rgb(operations.exif_transpose(opened), sixteen_bit, path)
+        yield
     except ImageError:
         raise
     except image_module.UnidentifiedImageError as error:
@@ -114,11 +129,8 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         raise ImageError(f"{path}: damaged image: {str(error) or type(error).__name__}") from error
 
 
-def _as_rgb(image: Image, sixteen_bit: bool, path: Path) -> npt.NDArray[np.uint8]:
+def _as_rgb(image: Image, path: Path) -> npt.NDArray[np.uint8]:
     image_module = require("PIL.Image", extra="train")
-    if sixteen_bit:
-        grey = np.asarray(image).astype(np.float32) * np.float32(255.0 / 65535.0)
-        return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ImageError(
             f"{path}: 32-bit samples (Pillow mode {image.mode!r}) have no known range; convert the file to 8 or 16 bits"

@@ -11,6 +11,7 @@ from typing import Final
 from framer.errors import UserError
 from framer.evaluation.protocols import PROTOCOLS, choose_metrics
 from framer.evaluation.published import PUBLISHED
+from framer.files import check_writable
 
 HELP = "Measure folders of pictures by a stated protocol, and compare them picture by picture."
 
@@ -20,7 +21,7 @@ PLOT_FILE: Final = "comparison.png"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument(
-        "runs", nargs="*", metavar="FOLDER", help="pictures to judge; a run is called like its folder, or by --name"
+        "runs", nargs="*", metavar="FOLDER", help="pictures to judge; runs are called like them, or by --name"
     )
     parser.add_argument(
         "--name", action="append", default=[], metavar="NAME=FOLDER", help="one more run, with its name; repeatable"
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures the folders and writes the results; the exit status."""
-    named = [(folder.name, folder) for folder in (Path(text).expanduser().resolve() for text in arguments.runs)]
+    named = [_named_by_folder(text) for text in arguments.runs]
     named += [_split_name(text) for text in arguments.name]
     if not named:
         raise UserError("give at least one folder of pictures to judge")
@@ -65,11 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = None if arguments.metrics is None else tuple(arguments.metrics)
     choose_metrics(arguments.protocol, metrics)
     output, reference, lr = (
-        None if path is None else path.expanduser().resolve()
+        None if path is None else path.expanduser().absolute()
         for path in (arguments.output, arguments.reference, arguments.lr)
     )
     assert output is not None
     _check_output(output, [folder for _, folder in named] + [path for path in (reference, lr) if path is not None])
+    check_writable(output)
 
     from framer.evaluation.comparison_plot import plot_comparison
     from framer.evaluation.folders import Settings, evaluate_folders
@@ -96,19 +98,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _named_by_folder(text: str) -> tuple[str, Path]:
+    folder = Path(text).expanduser().absolute()
+    # A link is called as it is typed; '.' and '..' say no name.
+    return (folder.resolve().name if Path(text).name in ("", "..") else folder.name), folder
+
+
 def _split_name(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name.strip() and equals and folder):
         raise UserError(f"--name {text}: expected NAME=FOLDER, for example --name ours=results/sr")
-    return name.strip(), Path(folder).expanduser().resolve()
+    return name.strip(), Path(folder).expanduser().absolute()
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
     for folder in inputs:
-        if output.is_relative_to(folder):
+        if output.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--output {output} lies in {folder}, whose pictures are measured; choose another folder")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; give a folder")
 
 
 def _device(asked: str | None) -> str:

@@ -15,8 +15,9 @@ import torch
 
 from framer.errors import MissingExtraError
 from framer.evaluation.protocols import Learned, Weights
-from framer.evaluation.scoring import Task, encode_png, file_sha256, read_pair
+from framer.evaluation.scoring import Task, encode_png, read_pair
 from framer.extras import require
+from framer.files import file_sha256
 
 EXTRA: Final = "iqa"
 MIN_PICTURES_FOR_FID: Final = 50

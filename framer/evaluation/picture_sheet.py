@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from framer.data.images import write_png
+from framer.evaluation.canvas import Canvas
 from framer.evaluation.folders import Evaluation, Measured
 from framer.evaluation.protocols import Picture
 from framer.evaluation.runs import Run
-from framer.extras import require
 from framer.lettering import load_font, shorten
-
-if TYPE_CHECKING:
-    from PIL.ImageDraw import ImageDraw
 
 SHEET_FILE: Final = "pictures.png"
 
@@ -24,7 +20,6 @@ _ROWS: Final = 6
 _CROP: Final = 96
 _ZOOM: Final = 2
 _MARGIN, _GAP, _LINE = 16, 12, 20
-_PAPER, _INK, _PALE_INK = (255, 255, 255), (20, 20, 20), (85, 85, 85)
 
 
 class _Row(NamedTuple):
@@ -109,31 +104,18 @@ def _draw(path: Path, rows: list[_Row], columns: list[Run]) -> None:
         + _LINE
         + sum(_LINE + tall + _LINE * (below + 1) for tall, below in zip(heights, lines, strict=True))
     )
-    canvas = np.full((height, width, 3), _PAPER, dtype=np.uint8)
+    canvas = Canvas((width, height))
     lefts = [_MARGIN + number * (side + _GAP) for number in range(len(columns))]
-    tops = []
+    for left, run in zip(lefts, columns, strict=True):
+        canvas.write((left, _MARGIN), shorten(run.name, title_font, side), title_font)
     top = _MARGIN + _LINE
     for row, tall, below in zip(rows, heights, lines, strict=True):
+        canvas.write((_MARGIN, top + 2), shorten(row.name, text_font, width - 2 * _MARGIN), text_font)
         top += _LINE
-        tops.append(top)
-        for left, crop in zip(lefts, row.crops, strict=True):
-            large = crop.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
-            canvas[top : top + large.shape[0], left : left + large.shape[1]] = large
-        top += tall + _LINE * (below + 1)
-    sheet = require("PIL.Image", extra="train").fromarray(canvas)
-    draw: ImageDraw = require("PIL.ImageDraw", extra="train").Draw(sheet)
-    for left, run in zip(lefts, columns, strict=True):
-        draw.text((left, _MARGIN), shorten(run.name, title_font, side), font=title_font, fill=_INK)
-    for row, top, tall in zip(rows, tops, heights, strict=True):
-        draw.text(
-            (_MARGIN, top - _LINE + 2), shorten(row.name, text_font, width - 2 * _MARGIN), font=text_font, fill=_INK
-        )
-        for left, caption in zip(lefts, row.captions, strict=True):
+        for left, crop, caption in zip(lefts, row.crops, row.captions, strict=True):
+            canvas.put((left, top), crop, zoom=_ZOOM)
             for number, line in enumerate(caption):
-                draw.text(
-                    (left, top + tall + 2 + number * _LINE),
-                    shorten(line, text_font, side),
-                    font=text_font,
-                    fill=_PALE_INK,
-                )
-    write_png(path, np.array(sheet))
+                place = (left, top + tall + 2 + number * _LINE)
+                canvas.write(place, shorten(line, text_font, side), text_font, pale=True)
+        top += tall + _LINE * (below + 1)
+    canvas.save(path)

@@ -29,7 +29,7 @@ from framer.evaluation.folders import Evaluation, Measured, NotComputed
 from framer.evaluation.learned import FID_FEATURES
 from framer.evaluation.published import PublishedResult
 from framer.evaluation.table import escape_cell
-from framer.files import write_text
+from framer.files import write_text, writing
 
 TABLE_FILE: Final = "evaluation.md"
 JSON_FILE: Final = "evaluation.json"
@@ -77,7 +77,8 @@ def write_results(folder: Path, evaluation: Evaluation, *, published: PublishedR
     Raises:
         UserError: The folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     table = markdown(evaluation, published=published)
     document = json.dumps(as_json(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / JSON_FILE, document + "\n")

@@ -12,6 +12,7 @@ import numpy as np
 from framer.data.images import find_images, read_image, resize_bicubic
 from framer.errors import UserError
 from framer.evaluation.protocols import Picture
+from framer.listing import some_of
 
 BICUBIC: Final = "bicubic"
 """Name of the run that enlarges the LR images."""
@@ -81,8 +82,8 @@ def open_run(name: str, folder: Path) -> Run:
     twice = [" and ".join(path.name for path in paths) for paths in files.values() if len(paths) > 1]
     if twice:
         raise UserError(
-            f"{folder}: more than one picture of the same photograph: {_some(twice)}; keep one of each, for "
-            "pictures are matched by their name without the suffix"
+            f"{folder}: more than one picture of the same photograph: {some_of(twice, _NAMES_SHOWN)}; keep one of "
+            "each, for pictures are matched by their name without the suffix"
         )
     return Run(name, folder, {key: PictureFile(paths[0]) for key, paths in sorted(files.items())})
 
@@ -105,17 +106,12 @@ def check_names(runs: Sequence[Run]) -> list[str]:
         missing = [name for name in expected.pictures if name not in run.pictures]
         extra = [name for name in run.pictures if name not in expected.pictures]
         if missing:
-            problems.append(f"{run.name} ({run.folder}) lacks {len(missing)}: {_some(missing)}")
+            problems.append(f"{run.name} ({run.folder}) lacks {len(missing)}: {some_of(missing, _NAMES_SHOWN)}")
         if extra:
-            problems.append(f"{run.name} ({run.folder}) has {len(extra)} others: {_some(extra)}")
+            problems.append(f"{run.name} ({run.folder}) has {len(extra)} others: {some_of(extra, _NAMES_SHOWN)}")
     if problems:
         raise UserError(
             f"the folders must hold the same photographs as {expected.name} ({expected.folder}, "
             f"{len(expected.pictures)} pictures), matched by file name without the suffix:\n  " + "\n  ".join(problems)
         )
     return list(expected.pictures)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import multiprocessing
 import os
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from framer.data.images import ImageError, read_image
@@ -18,6 +16,7 @@ from framer.errors import UserError
 from framer.evaluation.protocols import BuiltIn, Picture, choose_metrics
 from framer.evaluation.runs import PictureFile, Run
 from framer.extras import require
+from framer.files import file_sha256
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -101,12 +100,6 @@ def inspect(file: PictureFile) -> Inspected:
         return Inspected(height, width, file_sha256(file.path), "")
     except ImageError as error:
         return Inspected(0, 0, "", str(error))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def inspect_all(workers: Workers, runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[Inspected]]:

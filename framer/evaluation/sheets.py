@@ -6,18 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from framer.data.images import write_png
+from framer.evaluation.canvas import Canvas
 from framer.evaluation.metrics import Image, psnr, ssim, to_8bit
-from framer.extras import require
 from framer.lettering import load_font, shorten, wrap
-
-if TYPE_CHECKING:
-    from PIL.ImageDraw import ImageDraw
 
 COLUMNS = ("LR", "bicubic", "SR", "HR")
 """What the four columns show, from left to right."""
@@ -29,7 +21,6 @@ _LINE = 22
 _MIN_COLUMN = 224
 _COMFORTABLE_TILE = 256
 _TITLE_SIZE, _HEAD_SIZE, _TEXT_SIZE = 18, 15, 13
-_PAPER, _INK, _PALE_INK = (255, 255, 255), (20, 20, 20), (85, 85, 85)
 
 
 @dataclass(frozen=True)
@@ -126,17 +117,14 @@ def write_sample_sheet(path: Path, rows: Sequence[SheetRow], *, title: str, zoom
         OSError: The folder cannot be written to.
     """
     layout = sheet_layout(rows, title=title, zoom=zoom)
-    canvas = np.full((layout.size[1], layout.size[0], 3), _PAPER, dtype=np.uint8)
+    canvas = Canvas(layout.size)
     for row, tiles in zip(rows, layout.tiles, strict=True):
         magnifications = (_scale(row) * layout.zoom, layout.zoom, layout.zoom, layout.zoom)
-        for (left, top), column, magnification in zip(tiles, COLUMNS, magnifications, strict=True):
-            picture = getattr(row, column.lower())
-            tile = _magnify(to_8bit(picture, name=f"{row.name}, {column}"), magnification)
-            canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-
-    sheet = require("PIL.Image", extra="train").fromarray(canvas)
-    _write_labels(require("PIL.ImageDraw", extra="train").Draw(sheet), rows, layout)
-    write_png(path, np.array(sheet))
+        for place, column, magnification in zip(tiles, COLUMNS, magnifications, strict=True):
+            picture = to_8bit(getattr(row, column.lower()), name=f"{row.name}, {column}")
+            canvas.put(place, picture, zoom=magnification)
+    _write_labels(canvas, rows, layout)
+    canvas.save(path)
     factor = " and ".join(str(scale) for scale in sorted({_scale(row) for row in rows}))
     return (
         f"From left to right: the LR image, its pixels repeated {factor} times to the size of the original; "
@@ -146,19 +134,19 @@ def write_sample_sheet(path: Path, rows: Sequence[SheetRow], *, title: str, zoom
     )
 
 
-def _write_labels(draw: ImageDraw, rows: Sequence[SheetRow], layout: SheetLayout) -> None:
+def _write_labels(canvas: Canvas, rows: Sequence[SheetRow], layout: SheetLayout) -> None:
     title_font, head_font = load_font(_TITLE_SIZE, bold=True), load_font(_HEAD_SIZE, bold=True)
     name_font, text_font = load_font(_TEXT_SIZE, bold=True), load_font(_TEXT_SIZE)
     lefts = [left for left, _ in layout.tiles[0]]
     inner_width = layout.size[0] - 2 * _MARGIN
     for number, line in enumerate(layout.title_lines):
-        draw.text((_MARGIN, _MARGIN + number * _LINE), line, font=title_font, fill=_INK)
+        canvas.write((_MARGIN, _MARGIN + number * _LINE), line, title_font)
     heads_top = _MARGIN + len(layout.title_lines) * _LINE + _MARGIN // 2
     for left, column in zip(lefts, COLUMNS, strict=True):
-        draw.text((left, heads_top), column, font=head_font, fill=_INK)
+        canvas.write((left, heads_top), column, head_font)
     for row, tiles in zip(rows, layout.tiles, strict=True):
         top = tiles[0][1]
-        draw.text((_MARGIN, top - 18), shorten(row.name, name_font, inner_width), font=name_font, fill=_INK)
+        canvas.write((_MARGIN, top - 18), shorten(row.name, name_font, inner_width), name_font)
         captions = (
             f"{row.lr.shape[1]} x {row.lr.shape[0]} px, shown x{_scale(row) * layout.zoom}",
             _quality(row.bicubic, row.hr),
@@ -167,7 +155,7 @@ def _write_labels(draw: ImageDraw, rows: Sequence[SheetRow], layout: SheetLayout
         )
         bottom = top + layout.zoom * row.hr.shape[0]
         for left, caption in zip(lefts, captions, strict=True):
-            draw.text((left, bottom + 4), caption, font=text_font, fill=_PALE_INK)
+            canvas.write((left, bottom + 4), caption, text_font, pale=True)
 
 
 def _quality(picture: Image, hr: Image) -> str:
@@ -186,7 +174,3 @@ def _scale(row: SheetRow) -> int:
     if scale == 0 or rest or shapes["HR"][1] != scale * shapes["LR"][1]:
         raise ValueError(f"{row.name}: HR must be an integer multiple of LR, the same on both axes, got {shapes}")
     return int(scale)
-
-
-def _magnify(pixels: NDArray[np.uint8], times: int) -> NDArray[np.uint8]:
-    return pixels.repeat(times, axis=0).repeat(times, axis=1)

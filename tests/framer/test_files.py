@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from framer.errors import UserError
-from framer.files import sync_tree, write_bytes, write_text
+from framer.files import check_writable, sync_tree, write_bytes, write_text
 
 
 @pytest.fixture
@@ -126,3 +126,24 @@ def test_every_file_and_folder_of_a_tree_is_synced(tmp_path: Path, monkeypatch: 
     expected = [entry.stat().st_ino for entry in [tmp_path, *tmp_path.rglob("*")]]
     assert sorted(synced) == sorted(expected)
     assert synced[-1] == tmp_path.stat().st_ino
+
+
+def test_a_folder_that_can_be_written_to_is_left_as_it_was(path: Path) -> None:
+    check_writable(path.parent)
+    assert names(path.parent) == ["state.json"]
+    check_writable(path.parent / "a" / "b")
+    assert names(path.parent) == ["state.json"]
+
+
+def test_an_output_that_cannot_be_written_to_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=f"--output {path} is a file; give a folder"):
+        check_writable(path)
+    with pytest.raises(UserError, match=f"--into: cannot write to {path / 'x'}: Not a directory"):
+        check_writable(path / "x", option="--into")
+
+    def read_only(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", read_only)  # the tests may run as root, who may write anywhere
+    with pytest.raises(UserError, match=f"cannot write to {path.parent}: Read-only file system"):
+        check_writable(path.parent)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from framer.errors import UserError
+from framer.files import check_writable
 
 if TYPE_CHECKING:
     from framer.analysis.paper.sources import Source
@@ -80,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_sources(sources, settings, tile=tile, vae=arguments.vae, pretrained=arguments.pretrained)
     photographs = find_photographs(arguments.images)
     output: Path = arguments.output.expanduser()
-    _check_writable(output)
+    check_writable(output)
+    output.mkdir(parents=True, exist_ok=True)
     options = Options(
         images=arguments.images,
         figures=figures,
@@ -102,16 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in outcome.failed:
         sys.stderr.write(f"failed: {sentence}\n")
     return 1 if outcome.failed else 0
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--output: cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _figures(only: str | None) -> list[str]:

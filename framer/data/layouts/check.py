@@ -31,10 +31,11 @@ from framer.data.layouts.base import (
 from framer.data.layouts.content import is_enlargement, shows_another_image
 from framer.data.layouts.matching import LISTED
 from framer.data.layouts.tensors import read_tensor
-from framer.data.shards.verify import file_sha256
 from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
 from framer.extras import require
+from framer.files import file_sha256
+from framer.listing import some_of
 from framer.models.text import TextEmbeddings
 
 SCALES: Final[tuple[int, ...]] = (2, 4, 8)
@@ -280,10 +281,8 @@ def _by_kind(problems: Sequence[Problem]) -> str:
         kinds[problem.kind].append(problem.detail)
     lines: list[str] = []
     for kind, details in kinds.items():
-        lines.append(f"  {len(details)} x {kind}:")
-        lines += [f"    {detail}" for detail in details[:LISTED]]
-        if len(details) > LISTED:
-            lines.append(f"    and {len(details) - LISTED} more")
+        indent = "\n    "
+        lines.append(f"  {len(details)} x {kind}:{indent}{some_of(details, LISTED, separator=indent)}")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from framer.data.layouts.base import REQUIRED, Layout, LayoutFolder, LayoutRecor
 from framer.data.layouts.dit4sr import DIT4SR
 from framer.data.layouts.seesr import SEESR
 from framer.errors import UserError
+from framer.listing import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +80,10 @@ def _present_subfolders(root: Path, layout: Layout) -> tuple[str, ...]:
         return present
     optional = _folders(name for name in layout.subfolders if name not in REQUIRED)
     names = sorted(_printable(path.name) + ("/" if path.is_dir() else "") for path in _entries(root))
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    found = some_of(names, LISTED, separator=" ") or "nothing"
     raise UserError(
         f"--from {root} is no folder of layout {layout.name}: it lacks {_folders(missing)}. Expected "
-        f"{_folders(REQUIRED)} and, as far as prepared, {optional}; found {' '.join(names[:LISTED]) or 'nothing'}{more}"
+        f"{_folders(REQUIRED)} and, as far as prepared, {optional}; found {found}"
     )
 
 
@@ -149,8 +150,7 @@ def _printable(name: str) -> str:
 
 
 def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{len(names)}: {', '.join(_printable(name) for name in names[:LISTED])}{more}"
+    return f"{len(names)}: {some_of(map(_printable, names), LISTED)}"
 
 
 def _folders(names: Iterable[str]) -> str:

@@ -18,9 +18,9 @@ from framer.data.buckets import BucketOrder
 from framer.data.dataset import RealISRDataset
 from framer.data.shards.manifest import LatentsRecord, LicenceRecord, TextsRecord
 from framer.data.shards.pairs import EncodedPair, encoded_pair, png_bytes
-from framer.data.shards.verify import file_sha256
 from framer.data.texts.keys import photograph_key
 from framer.extras import require
+from framer.files import file_sha256
 
 if TYPE_CHECKING:
     from framer.data.texts.store import TextStore

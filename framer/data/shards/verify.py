@@ -7,7 +7,7 @@ from pathlib import Path
 from framer.data.shards.manifest import ShardManifest, ShardRecord, read_manifest
 from framer.errors import UserError
 from framer.extras import require
-from framer.files import file_sha256 as file_sha256
+from framer.files import file_sha256
 
 
 def is_intact(folder: Path, shard: ShardRecord) -> bool:

@@ -28,11 +28,11 @@ from framer.data.shards.manifest import (
     parse_manifest,
 )
 from framer.data.shards.pairs import EncodedPair, PairSource, sample_of_files
-from framer.data.shards.verify import file_sha256, is_intact
+from framer.data.shards.verify import is_intact
 from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
 from framer.extras import require
-from framer.files import sync_folder, write_bytes, write_text
+from framer.files import file_sha256, sync_folder, write_bytes, write_text
 
 if TYPE_CHECKING:
     from framer.data.shards.latents import LatentEncoder

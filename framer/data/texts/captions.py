@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from framer.data.images import read_image
-from framer.data.texts.keys import first_names
 from framer.data.texts.sentences import split_sentences
 from framer.errors import UserError
 from framer.extras import require
 from framer.files import file_sha256, sync_folder, writing
+from framer.listing import some_of
 
 if TYPE_CHECKING:
     from framer.models.captioner import Captioner
@@ -70,14 +70,14 @@ def captions_from_text_files(photographs: Mapping[str, Path], folder: Path) -> d
             files[key] = texts[stem]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(photographs)} photographs have no text in {folder}: {first_names(missing)}; write "
+            f"{len(missing)} of {len(photographs)} photographs have no text in {folder}: {some_of(missing)}; write "
             "them, as empty files where there is nothing to say"
         )
     if ambiguous:
         stem = next(iter(ambiguous))
         both = [key for key in photographs if key.rpartition("/")[2] == stem]
         raise UserError(
-            f"{folder / stem}.txt could be of several photographs: {first_names(both)}; put the texts into subfolders "
+            f"{folder / stem}.txt could be of several photographs: {some_of(both)}; put the texts into subfolders "
             f"as the photographs are, such as {both[-1]}.txt ({len(ambiguous)} such names)"
         )
     used = set(files.values())
@@ -87,7 +87,7 @@ def captions_from_text_files(photographs: Mapping[str, Path], folder: Path) -> d
             "%d texts in %s are of no photograph and are left out: %s",
             len(extra),
             folder,
-            first_names(path.relative_to(folder) for path in extra),
+            some_of(path.relative_to(folder) for path in extra),
         )
     return {key: _read_text(path) for key, path in files.items()}
 

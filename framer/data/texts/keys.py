@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from framer.errors import UserError
-
-_NAMES_SHOWN = 5
 
 
 def photograph_key(path: Path, root: Path | None) -> str:
@@ -43,10 +41,3 @@ def photographs_by_key(photographs: Sequence[Path], root: Path | None) -> dict[s
                 "to be of one of them; rename one"
             )
     return found
-
-
-def first_names(names: Iterable[object]) -> str:
-    """The first few of many names, for messages."""
-    listed = [str(name) for name in names]
-    more = len(listed) - _NAMES_SHOWN
-    return ", ".join(listed[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

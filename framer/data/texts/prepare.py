@@ -15,9 +15,10 @@ from framer.data.texts.captions import (
     null_captions,
     without_forbidden_sentences,
 )
-from framer.data.texts.keys import first_names, photograph_key, photographs_by_key
+from framer.data.texts.keys import photograph_key, photographs_by_key
 from framer.data.texts.manifest import StoredDtype
 from framer.errors import UserError
+from framer.listing import some_of
 
 if TYPE_CHECKING:
     from framer.data.texts.store import TextStore
@@ -112,6 +113,6 @@ def _captions(
         logger.warning(
             "%d captions are about focus, blur, depth or background alone, and are empty without: %s",
             len(emptied),
-            first_names(emptied),
+            some_of(emptied),
         )
     return kept

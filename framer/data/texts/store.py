@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from framer.data.texts.keys import first_names
 from framer.data.texts.manifest import (
     DTYPES,
     MANIFEST_FILE,
@@ -34,6 +33,7 @@ from framer.data.texts.manifest import (
 from framer.errors import UserError
 from framer.extras import require
 from framer.files import file_sha256, sync_folder, write_bytes, write_text
+from framer.listing import some_of
 from framer.models.text import POOLED, PROMPT, TextEmbeddings, TextSizes
 from framer.models.text_encoders import TextEncoder
 
@@ -282,7 +282,7 @@ def _warn_of_long_texts(encoder: TextEncoder, rows: list[str]) -> None:
             "%d of %d distinct texts have more tokens than the text encoder sees, and are cut: %s",
             len(long),
             len(rows),
-            first_names(repr(text[:40] + "..." if len(text) > 40 else text) for text in long),
+            some_of(repr(text[:40] + "..." if len(text) > 40 else text) for text in long),
         )
 
 

@@ -98,6 +98,128 @@ def test_sixteen_bit_rgb_is_scaled(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "deep.png"), image)
 
 
+def _deep(channels: int) -> np.ndarray:
+    return np.random.default_rng(channels).integers(0, 65536, (24, 32, channels), dtype=np.uint16)
+
+
+def _write_deep(path: Path, samples: np.ndarray) -> None:
+    assert cv2.imwrite(str(path), samples[..., [2, 1, 0, 3][: samples.shape[2]]])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_colours_are_rounded_not_cut(tmp_path: Path, suffix: str) -> None:
+    _write_deep(tmp_path / f"deep.{suffix}", _deep(3))
+    expected = np.rint(_deep(3) / 257)
+    assert np.array_equal(read_image(tmp_path / f"deep.{suffix}"), expected)
+    assert (expected != _deep(3) >> 8).mean() > 0.2
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_transparency_is_laid_over_white_before_rounding(tmp_path: Path, suffix: str) -> None:
+    samples = _deep(4)
+    samples[0, :3, 3] = (0, 32768, 65535)
+    _write_deep(tmp_path / f"deep.{suffix}", samples)
+    colour, alpha = samples[..., :3] / 65535, samples[..., 3:] / 65535
+    expected = np.rint(255 * (colour * alpha + 1 - alpha))
+    read = read_image(tmp_path / f"deep.{suffix}")
+    assert np.array_equal(read, expected)
+    assert read[0, 0].tolist() == [255, 255, 255]
+
+
+def _png(samples: np.ndarray, kind: int, chunk: bytes = b"", content: bytes = b"") -> bytes:
+    """A 16-bit PNG with one more chunk."""
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)), (chunk, content)]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+        if name
+    )
+
+
+def test_sixteen_bit_grey_with_alpha_is_rounded(tmp_path: Path) -> None:
+    (tmp_path / "deep.png").write_bytes(_png(_deep(2), 4))
+    grey, alpha = (_deep(2) / 65535).transpose(2, 0, 1)
+    read = read_image(tmp_path / "deep.png")
+    assert np.array_equal(read, np.rint(255 * (grey * alpha + 1 - alpha))[..., None].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3)])
+def test_the_transparent_colour_of_a_sixteen_bit_png_is_white(tmp_path: Path, kind: int, channels: int) -> None:
+    samples = _deep(channels)
+    key = samples[1, 2].astype(">u2").tobytes()
+    (tmp_path / "deep.png").write_bytes(_png(samples, kind, b"tRNS", key))
+    expected = np.rint(samples / 257).repeat(3 // channels, axis=2)
+    expected[1, 2] = 255
+    assert np.array_equal(read_image(tmp_path / "deep.png"), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sixteen_bit_colours_are_turned_as_eight_bit_ones(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    (tmp_path / "deep.png").write_bytes(_png(_noise().astype(np.uint16) * 257, 2, b"eXIf", block))
+    Image.fromarray(_noise()).save(tmp_path / "plain.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "deep.png"), read_image(tmp_path / "plain.png"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sixteen_bit_tiffs_are_turned_as_eight_bit_ones(tmp_path: Path, orientation: int) -> None:
+    Image.fromarray(_noise()).save(tmp_path / "plain.tif", tiffinfo={274: orientation})
+    (tmp_path / "deep.tif").write_bytes(_tiff(_noise().astype(np.uint16) * 257, orientation))
+    assert np.array_equal(read_image(tmp_path / "deep.tif"), read_image(tmp_path / "plain.tif"))
+
+
+def test_sixteen_bit_tiffs_whose_channels_lie_apart_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "together.tif").write_bytes(_tiff(_deep(3), 1))
+    assert np.array_equal(read_image(tmp_path / "together.tif"), np.rint(_deep(3) / 257))
+    (tmp_path / "apart.tif").write_bytes(_tiff(_deep(3), 1, planar=True))
+    with pytest.raises(ImageError, match=r"apart\.tif: cannot be read: its channels of 16 bits .* convert it"):
+        read_image(tmp_path / "apart.tif")
+
+
+def _tiff(samples: np.ndarray, orientation: int, *, planar: bool = False) -> bytes:
+    """An uncompressed TIFF of three channels with 16 bits; ``planar``: one channel after the other."""
+    height, width, channels = samples.shape
+    strips, size = (channels, samples.nbytes // channels) if planar else (1, samples.nbytes)
+    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [1], 262: [2], 274: [orientation], 277: [channels]}
+    tags |= {278: [height], 279: [size] * strips, 284: [2 if planar else 1]}
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    data = start + 4 * channels * 3  # room for the values that do not fit into their tag
+    tags[273] = [data + number * size for number in range(strips)]
+    entries, room = b"", b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        fits = len(values) == 1
+        entries += struct.pack("<HHI", tag, 4, len(values))
+        entries += packed if fits else struct.pack("<I", start + len(room))
+        room += b"" if fits else packed
+    pixels = (samples.transpose(2, 0, 1) if planar else samples).astype("<u2").tobytes()
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return header + entries + struct.pack("<I", 0) + room.ljust(data - start, b"\0") + pixels
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_truncated_sixteen_bit_colours_are_refused(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"deep.{suffix}"
+    _write_deep(path, _deep(3))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(ImageError, match=rf"deep\.{suffix}: "):
+        read_image(path)
+
+
+def test_eight_bit_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded by OpenCV too"))
+    for suffix in ("png", "jpg", "tif", "webp", "bmp"):
+        Image.fromarray(_noise()).save(tmp_path / f"a.{suffix}")
+        assert read_image(tmp_path / f"a.{suffix}").shape == (24, 32, 3)
+
+
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = np.zeros((16, 32, 3), np.uint8)
     image[:, :16] = 255

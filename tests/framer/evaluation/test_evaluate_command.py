@@ -333,6 +333,27 @@ def test_output_inside_a_folder_of_pictures_is_refused(folders, capsys):
     assert "lies in" in refused(capsys, main(arguments))
 
 
+@pytest.mark.parametrize("output", ["afile", "afile/x", "/proc/x"])
+def test_an_output_that_cannot_be_written_is_told_before_pictures_are_read(folders, capsys, monkeypatch, output):
+    (folders / "afile").touch()
+    monkeypatch.setattr(PictureFile, "read", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("framer.evaluation.folders.open_run", lambda *_: pytest.fail("listed"))
+    message = refused(capsys, evaluate(folders, "good", extra=["-o", folders / output]))
+    assert f"--output{'' if output == 'afile' else ': cannot write to'} {folders / output}" in message
+
+
+def test_links_are_runs_of_their_own_name(folders, capsys, monkeypatch):
+    (folders / "newest").symlink_to("good")
+    assert evaluate(folders, "newest", "bad/../good") == 0
+    assert results(folders)["runs"] == {"newest": f"{folders}/newest", "good": f"{folders}/bad/../good"}
+    monkeypatch.chdir(folders / "good")
+    assert main(["evaluate", ".", "--protocol", "framer", "--workers", "0", "-o", str(folders / "out")]) == 0
+    assert list(results(folders)["runs"]) == ["good"]
+    capsys.readouterr()
+    inside = str(folders / "good" / "out")
+    assert "lies in" in refused(capsys, main(["evaluate", "../newest", "--protocol", "framer", "-o", inside]))
+
+
 def test_measuring_again_replaces_the_results(folders):
     evaluate(folders, "good")
     evaluate(folders, "bad")

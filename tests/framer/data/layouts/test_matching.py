@@ -81,7 +81,7 @@ def test_a_long_list_is_cut_at_ten(folder: Path) -> None:
     for number in range(25):
         (folder / "gt" / f"x{number:02d}.png").write_bytes(b"")
     message = refusal(folder)
-    assert "lr lacks 25: x00, x01, x02, x03, x04, x05, x06, x07, x08, x09 and 15 more" in message
+    assert "lr lacks 25: x00, x01, x02, x03, x04, x05, x06, x07, x08, x09, and 15 more" in message
 
 
 def test_optional_subfolders_may_be_absent_as_a_whole(folder: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_name_of_two_photographs_is_ambiguous(tmp_path: Path) -> None:
 
 def test_missing_texts_are_counted_and_the_first_named(tmp_path: Path) -> None:
     photographs = _named(*(f"{number}.png" for number in range(9)))
-    with pytest.raises(UserError, match=r"8 of 9 photographs .*: 0\.txt, 1\.txt, 2\.txt, 3\.txt, 5\.txt and 3 more"):
+    with pytest.raises(UserError, match=r"8 of 9 photographs .*: 0\.txt, 1\.txt, 2\.txt, 3\.txt, 5\.txt, and 3 more"):
         captions_from_text_files(photographs, _texts(tmp_path, **{"4": "four"}))
 
 
