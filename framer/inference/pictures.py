@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from framer.data.images import ImageError
+from framer.data.deep_images import read_sixteen_bits, upright
+from framer.data.images import ImageError, reading
 from framer.errors import UserError
 from framer.extras import require
 
@@ -77,7 +78,7 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: The file is missing, empty or not an image.
     """
-    with _opened(path) as image:
+    with reading(path), require("PIL.Image", extra="train").open(path) as image:
         return image.height, image.width
 
 
@@ -94,16 +95,8 @@ def read_picture(path: Path) -> Picture:
         ImageError: The file is missing, empty, truncated, not an image, of a sample type without a known range (32-bit
             integers and floats), or larger than Pillow's limit against decompression bombs.
     """
-    with _opened(path) as opened:
-        try:
-            return _decoded(opened, path)
-        except (ImageError, MemoryError):
-            raise
-        except OSError as error:
-            raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
-        # A damaged file surfaces from Pillow's decoders as many kinds of errors, as in framer.data.images.
-        except Exception as error:
-            raise ImageError(f"{path}: damaged image: {str(error) or type(error).__name__}") from error
+    with reading(path), require("PIL.Image", extra="train").open(path) as opened:
+        return _decoded(opened, path)
 
 
 def picture_of(image: Image) -> Picture:
@@ -127,36 +120,16 @@ def image_of(picture: Picture) -> Image:
     return image
 
 
-def _opened(path: Path) -> Image:
-    image_module = require("PIL.Image", extra="train")
-    try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty (0 bytes)")
-        opened: Image = image_module.open(path)
-    except image_module.UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image in a known format") from error
-    except image_module.DecompressionBombError as error:
-        raise ImageError(f"{path}: too many pixels to open safely: {error}") from error
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:
-        raise ImageError(f"{path}: damaged image: {str(error) or type(error).__name__}") from error
-    return opened
-
-
 def _decoded(opened: Image, path: Path) -> Picture:
     notes: list[str] = []
     frames = getattr(opened, "n_frames", 1)
     if frames > 1:
         notes.append(f"the first of {frames} frames is taken")
+    deep = read_sixteen_bits(opened, path)
     opened.load()
     profile, exif, mode = opened.info.get("icc_profile"), opened.getexif(), opened.mode
-    orientation = int(exif.get(_ORIENTATION, 1) or 1)
-    samples = _sixteen_bit_samples(path) if _bits(opened, path) == 16 else None
-    if samples is not None:
-        if opened.format == "PNG" and samples.shape[2] in (1, 3) and "transparency" in opened.info:
-            samples = _with_alpha(samples, opened.info["transparency"])
-        bits, (colour, alpha) = 16, _split(samples)
+    if deep is not None:
+        bits, (colour, alpha) = 16, _split(deep)
     else:
         if mode in ("I", "F"):
             raise ImageError(
@@ -167,9 +140,9 @@ def _decoded(opened: Image, path: Path) -> Picture:
             if profile is not None:
                 notes.append(f"the colour profile of {mode} is left out")
             profile = None
-        bits, (colour, alpha) = 8, _split(_eight_bit_samples(opened))
+        orientation = int(exif.get(_ORIENTATION, 1) or 1)
+        bits, (colour, alpha) = 8, _split(upright(_eight_bit_samples(opened), orientation))
     grey = colour.shape[2] == 1
-    colour, alpha = _upright(colour, orientation), None if alpha is None else _upright(alpha, orientation)
     for tag in _STRUCTURE | {_ORIENTATION}:
         exif.pop(tag, None)
     return Picture(
@@ -181,43 +154,6 @@ def _decoded(opened: Image, path: Path) -> Picture:
         exif=exif if len(exif) else None,
         notes=notes,
     )
-
-
-def _bits(opened: Image, path: Path) -> int:
-    if opened.mode.startswith("I;16"):
-        return 16
-    if opened.format == "PNG":
-        with path.open("rb") as file:  # Pillow gives 16-bit colours as 8-bit ones
-            return 16 if file.read(25)[24] == 16 else 8
-    if opened.format == "TIFF":
-        bits = getattr(opened, "tag_v2", {}).get(0x0102, (8,))
-        sample_format = getattr(opened, "tag_v2", {}).get(0x0153, (1,))
-        return 16 if set(bits) == {16} and set(sample_format) == {1} else 8
-    return 8
-
-
-def _sixteen_bit_samples(path: Path) -> npt.NDArray[np.uint16]:
-    """Samples ``[H, W, C]`` of 1 to 4 channels: grey or RGB, and alpha."""
-    cv2 = require("cv2", extra="train")
-    # From memory, because OpenCV cannot open every path; unchanged, so that it leaves the orientation to this module.
-    samples: Any = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if samples is None or samples.dtype != np.uint16:
-        raise ImageError(f"{path}: damaged or unusual 16-bit image; convert it to a 16-bit PNG")
-    if samples.ndim == 2:
-        samples = samples[..., None]
-    if samples.shape[2] > 2:
-        samples = samples[..., [2, 1, 0, 3][: samples.shape[2]]]
-    with path.open("rb") as file:
-        header = file.read(26)
-    grey_with_alpha = header.startswith(_PNG_SIGNATURE) and header[25] == 4
-    kept: npt.NDArray[np.uint16] = samples[..., [0, 3]] if grey_with_alpha and samples.shape[2] == 4 else samples
-    return kept
-
-
-def _with_alpha(samples: npt.NDArray[np.uint16], transparent: int | tuple[int, ...]) -> npt.NDArray[np.uint16]:
-    """Samples ``[H, W, C]`` with alpha, which is 0 where they are the one transparent colour of their file."""
-    visible = (samples != np.asarray(transparent, dtype=np.uint16)).any(axis=2, keepdims=True)
-    return np.concatenate([samples, np.where(visible, np.uint16(65535), np.uint16(0))], axis=2)
 
 
 def _eight_bit_samples(image: Image) -> npt.NDArray[np.uint8]:
@@ -236,17 +172,6 @@ def _split(samples: npt.NDArray[Any]) -> tuple[Plane, Plane | None]:
     colours = 1 if samples.shape[2] < 3 else 3
     colour = samples[..., :colours].astype(np.float32) / largest
     return colour, samples[..., colours].astype(np.float32) / largest if samples.shape[2] in (2, 4) else None
-
-
-def _upright(image: Plane, orientation: int) -> Plane:
-    """Turns and mirrors ``[H, W, ...]`` as EXIF says."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
 
 
 def check_format(size: tuple[int, int], suffix: str) -> None:
