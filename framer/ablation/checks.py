@@ -16,7 +16,7 @@ from framer.data.sources import (
     with_text_settings,
 )
 from framer.errors import UserError
-from framer.files import writing
+from framer.files import check_writable, writing
 from framer.models.backbones import backbone_for
 from framer.models.folders import controlnet_folder, pretrained_folder
 from framer.models.latents import latent_shape
@@ -46,11 +46,9 @@ def check_runs(planned: Sequence[PlannedRun], output: Path) -> None:
     if problems:
         listed = [f"variant {', '.join(variants)}: {problem}" for problem, variants in problems.items()]
         raise UserError("\n".join([*listed, "no run was started"]))
-    probe = output / ".writable"
+    check_writable(output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
 
 
 def _problems(config: TrainConfig) -> list[str]:

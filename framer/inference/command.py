@@ -243,7 +243,7 @@ def _pending(jobs: Sequence[Job], making: _Making) -> list[Job]:
     Raises:
         UserError: Other files are where results should be.
     """
-    from framer.inference.jobs import listed
+    from framer.listing import some_of
 
     pending, problems = [], []
     for job in jobs:
@@ -259,7 +259,7 @@ def _pending(jobs: Sequence[Job], making: _Making) -> list[Job]:
     if problems:
         raise UserError(
             f"{len(problems)} files are there that are not these results; give another output, or --overwrite: "
-            f"{listed(problems)}"
+            f"{some_of(problems, separator='; ')}"
         )
     return pending
 

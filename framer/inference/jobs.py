@@ -9,9 +9,7 @@ from pathlib import Path
 from framer.data.images import find_images
 from framer.errors import UserError
 from framer.inference.pictures import FORMATS
-
-MAX_LISTED = 5
-"""Most names in one message."""
+from framer.listing import some_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def _not_a_file(inputs: Sequence[Path], output: Path) -> str:
     """Why an output that is named like a file cannot be one."""
     why = f"cannot write {output.suffix}; known are {' '.join(FORMATS)}"
     if output.suffix.lower() in FORMATS:
-        why = f"{' '.join(map(str, inputs[:MAX_LISTED]))} cannot become one file; give a folder"
+        why = f"{some_of(inputs, separator=' ')} cannot become one file; give a folder"
     return f"the output {output} is named like a file: {why} (make the folder first if it shall have this name)"
 
 
@@ -102,10 +100,10 @@ def _check(jobs: Sequence[Job]) -> None:
     sources = {job.source.resolve(): job.source for job in jobs}
     overwritten = [f"{job.output} (from {job.source})" for job in jobs if job.output.resolve() in sources]
     if overwritten:
-        raise UserError(f"inputs would be overwritten, give another output: {listed(overwritten)}")
+        raise UserError(f"inputs would be overwritten, give another output: {some_of(overwritten, separator='; ')}")
     folders = [str(job.output) for job in jobs if job.output.is_dir()]
     if folders:
-        raise UserError(f"folders have the names of results, give another output: {listed(folders)}")
+        raise UserError(f"folders have the names of results, give another output: {some_of(folders, separator='; ')}")
     makers: dict[Path, list[Path]] = {}
     for job in jobs:
         makers.setdefault(job.output.resolve(), []).append(job.source)
@@ -115,10 +113,4 @@ def _check(jobs: Sequence[Job]) -> None:
         if len(sources) > 1
     ]
     if clashes:
-        raise UserError(f"rename inputs, or give their folders one at a time: {listed(clashes)}")
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f"; and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return "; ".join(names[:MAX_LISTED]) + more
+        raise UserError(f"rename inputs, or give their folders one at a time: {some_of(clashes, separator='; ')}")
