@@ -143,12 +143,18 @@ def _preview(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise UserError("--preview needs --config, whose photographs, seed, data.crop_size and data.scale it uses")
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.data.outputs import lies_in
     from framer.data.preview import write_preview
-    from framer.data.sources import photograph_files
+    from framer.data.sources import photograph_files, photograph_root
 
-    path = arguments.preview.expanduser()
+    path: Path = arguments.preview.expanduser()
     data = config.data
-    shown = write_preview(path, photograph_files(data), crop_size=data.crop_size, scale=data.scale, seed=config.seed)
+    photographs, root = photograph_files(data), photograph_root(data)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--preview {path}: expected a name that ends in .png")
+    if path.resolve() in {photograph.resolve() for photograph in photographs} or (root and lies_in(path, root)):
+        raise UserError(f"--preview {path} is a photograph or lies in the folder of the photographs; give another path")
+    shown = write_preview(path, photographs, crop_size=data.crop_size, scale=data.scale, seed=config.seed)
     sys.stdout.write(f"{path}: {shown}\n")
     return 0
 
@@ -161,12 +167,13 @@ def _evaluation_pairs(arguments: argparse.Namespace) -> int:
         )
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     from framer.data.evaluation_pairs import HR_FOLDER, LR_FOLDER, write_evaluation_pairs
-    from framer.data.sources import evaluation_files
+    from framer.data.sources import evaluation_files, evaluation_root
 
     folder: Path = arguments.evaluation_pairs.expanduser()
     pairs = write_evaluation_pairs(
         evaluation_files(config.data),
         folder,
+        root=evaluation_root(config.data),
         scale=config.data.scale,
         degradation=config.data.degradation,
         seed=config.evaluation.seed,

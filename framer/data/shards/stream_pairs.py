@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from framer.data.buckets import BucketOrder
 from framer.data.dataset import RealISRDataset
+from framer.data.levels import tensor_to_bytes
 from framer.data.shards.manifest import LatentsRecord, LicenceRecord, TextsRecord
 from framer.data.shards.pairs import EncodedPair, encoded_pair, png_bytes
 from framer.data.shards.verify import file_sha256
@@ -91,7 +90,7 @@ class StreamPairs:
         bucket, place, number = (int(value) for value in self._places[row])
         sample = self._dataset.sample(bucket, place, number)
         caption, text = self._text_of(self._dataset.photograph_at(bucket, place))
-        hr, lr = _png(sample["hr"]), _png(sample["lr"])
+        hr, lr = (png_bytes(tensor_to_bytes(sample[name])) for name in ("hr", "lr"))
         return encoded_pair(number, hr=hr, lr=lr, name=sample["name"], caption=caption, text=text)
 
     def _text_of(self, photograph: Path) -> tuple[str | None, int | None]:
@@ -152,9 +151,3 @@ def _digest_of_photographs(paths: Sequence[Path]) -> str:
     for path in paths:
         digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _png(image: Tensor) -> bytes:
-    """An image ``float32 [3, H, W]`` in ``[-1, 1]`` as a PNG file of 8 bits."""
-    pixels = ((image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-    return png_bytes(pixels.numpy())
