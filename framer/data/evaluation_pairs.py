@@ -70,8 +70,8 @@ def write_evaluation_pairs(
         settings: dict[str, Any] = {"scale": scale, "degradation": degradation, "seed": seed}
         settings[_PHOTOGRAPHS] = {path.stem: file_sha256(path) for path in paths}
         _check_earlier(folder, settings)
-        for name in (HR_FOLDER, LR_FOLDER):
-            remove_partials(folder / name)
+        for each in (folder, folder / HR_FOLDER, folder / LR_FOLDER):
+            remove_partials(each)
         write_text(folder / PAIRS_FILE, json.dumps(settings, indent=2) + "\n")
         _write_pairs(paths, folder, preset, scale=scale, seed=seed)
     return len(paths)

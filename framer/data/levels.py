@@ -19,7 +19,7 @@ def from_bytes(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def tensor_to_bytes(image: Tensor) -> npt.NDArray[np.uint8]:
-    """An image ``[3, H, W]`` in ``[-1, 1]`` as levels ``uint8 [H, W, 3]``, clipped and rounded, halves to the even one."""
+    """An image ``[3, H, W]`` in ``[-1, 1]`` as levels ``uint8 [H, W, 3]``, clipped and rounded to the nearest."""
     levels = ((image + 1.0) * 127.5).round().clamp(0, 255).permute(1, 2, 0)
     pixels: npt.NDArray[np.uint8] = levels.numpy().astype(np.uint8)
     return pixels

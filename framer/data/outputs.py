@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from framer.errors import UserError
-from framer.files import remove_partials, writing
+from framer.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -54,24 +54,24 @@ def check_apart(option: str, folder: Path, photographs: Iterable[Path], root: Pa
 def sole_writer(folder: Path) -> Iterator[None]:
     """Makes a folder if needed, and lets no other process that asks for the same write into it meanwhile.
 
-    The system releases the lock of a process that ends, however it ends. What killed processes left half written in the
-    folder is removed. A folder that was made here and stayed empty is removed at the end. In one process, calls for
-    the same folder may be nested.
+    The system releases the lock of a process that ends, however it ends. A folder that was made here and stayed empty
+    is removed at the end. In one process, calls for the same folder may be nested.
 
     Raises:
-        UserError: Another process writes into the folder, or it cannot be written to.
+        UserError: Another process writes into the folder, it is a file, or it cannot be written to.
     """
     place = folder.resolve()
     if place in _held:
         yield
         return
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{folder} is a file; give a folder")
     made = [parent for parent in (place, *place.parents) if not parent.exists()]
     with writing(folder):
         place.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder, place / LOCK_FILE)
     _held[place] = lock
     try:
-        remove_partials(place)
         yield
     finally:
         with contextlib.suppress(OSError):

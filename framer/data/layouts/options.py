@@ -62,6 +62,10 @@ def check_layout_arguments(arguments: argparse.Namespace) -> None:
     unused = [f"--{option}" for option in unused] + arguments.overrides
     if unused:
         raise UserError(f"{unused[0]} is of photographs that pairs are made of; with --from, leave it away")
+    from framer.data.outputs import lies_in
+
+    if lies_in(arguments.output.expanduser(), arguments.source.expanduser()):
+        raise UserError(f"--output {arguments.output} lies in --from {arguments.source}; give a folder outside it")
 
 
 def layout_source(arguments: argparse.Namespace, folder: Path, device: torch.device) -> LayoutPairs:

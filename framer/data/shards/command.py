@@ -79,16 +79,18 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     config = None if arguments.config is None else load_config(TrainConfig, arguments.config, arguments.overrides)
     folder: Path = arguments.output.expanduser()
+    from framer.data.outputs import sole_writer
     from framer.data.shards.licences import UNKNOWN_LICENCE
     from framer.data.shards.writer import check_output
 
-    _check_earlier(check_output(folder), arguments)
-    device = _device(arguments.device)
-    encoder = _latent_encoder(arguments, device)
-    if config is None:
-        manifest = _write_layout(arguments, folder, encoder, device)
-    else:
-        manifest = _write(arguments, config, folder, encoder, device)
+    with sole_writer(folder):
+        _check_earlier(check_output(folder), arguments)
+        device = _device(arguments.device)
+        encoder = _latent_encoder(arguments, device)
+        if config is None:
+            manifest = _write_layout(arguments, folder, encoder, device)
+        else:
+            manifest = _write(arguments, config, folder, encoder, device)
     size = sum(shard.bytes for shard in manifest.shards)
     sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB\n")
     if any(licence.licence == UNKNOWN_LICENCE for licence in manifest.licences):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from framer.data.outputs import sole_writer
 from framer.data.texts.keys import first_names
 from framer.data.texts.manifest import (
     DTYPES,
@@ -33,7 +34,7 @@ from framer.data.texts.manifest import (
 )
 from framer.errors import UserError
 from framer.extras import require
-from framer.files import file_sha256, sync_folder, write_bytes, write_text
+from framer.files import file_sha256, remove_partials, sync_folder, write_bytes, write_text
 from framer.models.text import POOLED, PROMPT, TextEmbeddings, TextSizes
 from framer.models.text_encoders import TextEncoder
 
@@ -205,8 +206,8 @@ def write_text_store(
         The store.
 
     Raises:
-        UserError: The folder holds a store that was made from something else; an embedding is not finite, or too large
-            for ``dtype``; or the disk is full.
+        UserError: The folder holds a store that was made from something else, or another process writes into it; an
+            embedding is not finite, or too large for ``dtype``; or the disk is full.
         ValueError: ``rows_per_file`` is below 1.
     """
     if rows_per_file < 1:
@@ -219,29 +220,27 @@ def write_text_store(
         "dtype": dtype,
         "rows_per_file": rows_per_file,
     }
-    earlier = _earlier_files(folder, made_from)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    files = _write_all(folder, rows, encoder, TextProgress(format_version=1, made_from=made_from, files=earlier))
-    manifest = TextManifest.model_validate(
-        {
-            "format_version": 1,
-            "fingerprint": fingerprint_of(made_from),
-            "made_from": made_from,
-            "dtype": dtype,
-            "tokens": encoder.tokens,
-            "prompt_channels": encoder.sizes.prompt,
-            "pooled_channels": encoder.sizes.pooled,
-            "captions": rows,
-            "keys": _rows_by_key(captions, rows),
-            "files": files,
-        }
-    )
-    write_text(folder / MANIFEST_FILE, as_json(manifest))
-    (folder / UNFINISHED_FILE).unlink(missing_ok=True)
-    sync_folder(folder)
+    with sole_writer(folder):
+        earlier = _earlier_files(folder, made_from)
+        remove_partials(folder)
+        files = _write_all(folder, rows, encoder, TextProgress(format_version=1, made_from=made_from, files=earlier))
+        manifest = TextManifest.model_validate(
+            {
+                "format_version": 1,
+                "fingerprint": fingerprint_of(made_from),
+                "made_from": made_from,
+                "dtype": dtype,
+                "tokens": encoder.tokens,
+                "prompt_channels": encoder.sizes.prompt,
+                "pooled_channels": encoder.sizes.pooled,
+                "captions": rows,
+                "keys": _rows_by_key(captions, rows),
+                "files": files,
+            }
+        )
+        write_text(folder / MANIFEST_FILE, as_json(manifest))
+        (folder / UNFINISHED_FILE).unlink(missing_ok=True)
+        sync_folder(folder)
     return TextStore(folder)
 
 
@@ -318,8 +317,6 @@ def _earlier_files(folder: Path, made_from: dict[str, Any]) -> list[TextFileReco
         before = parse(folder / MANIFEST_FILE, TextManifest)
     elif (folder / UNFINISHED_FILE).is_file():
         before = parse(folder / UNFINISHED_FILE, TextProgress)
-    elif folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; texts need a folder")
     else:
         return []
     changed = [
