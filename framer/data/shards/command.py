@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -210,16 +211,31 @@ def _write(
     from framer.data.shards.licences import licences_of
     from framer.data.shards.manifest import TEXTS_FOLDER
     from framer.data.shards.stream_pairs import PhotographTexts, StreamPairs
-    from framer.data.shards.writer import write_shards
+    from framer.data.shards.writer import check_earlier, write_shards
     from framer.data.sources import open_photographs, photograph_root
 
     photographs = open_photographs(config.data, seed=config.seed)
     root = photograph_root(config.data)
     licences = licences_of(photographs.paths, bundled=root is None, stated=arguments.licence)
-    texts = None
+    source = StreamPairs(photographs, samples=arguments.samples, licences=licences)
     if arguments.captions is not None:
-        from framer.data.texts.prepare import prepare_texts
+        from framer.data.texts.prepare import captions_kind, prepare_texts
 
+        kind = captions_kind(arguments.captions)
+
+        def check(captions: Mapping[str, str], unknown: Collection[str] = ("texts",)) -> None:
+            check_earlier(
+                source.with_texts(PhotographTexts(captions, None, root, kind)),
+                folder,
+                crop_size=config.data.crop_size,
+                shard_size=arguments.shard_size,
+                encoder=encoder,
+                unknown=unknown,
+                embedded=arguments.text_encoder is not None,
+            )
+
+        # Before anything is captioned or encoded: texts would be written beside shards that are then refused.
+        check({}, ("captions", "texts"))
         prepared = prepare_texts(
             photographs.paths,
             root,
@@ -228,10 +244,11 @@ def _write(
             encoder_folder=arguments.text_encoder,
             device=device,
             tokens=config.model.text_tokens if "text_tokens" in config.model.model_fields_set else None,
+            before_encoding=check,
         )
-        texts = PhotographTexts(prepared.captions, prepared.store, root)
+        source = source.with_texts(PhotographTexts(prepared.captions, prepared.store, root, kind))
     return write_shards(
-        StreamPairs(photographs, samples=arguments.samples, texts=texts, licences=licences),
+        source,
         folder,
         crop_size=config.data.crop_size,
         shard_size=arguments.shard_size,

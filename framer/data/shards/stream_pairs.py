@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ class PhotographTexts(NamedTuple):
     """Their embeddings; None where they were not embedded."""
     root: Path | None
     """What keys are relative to."""
+    kind: str = "given"
+    """What gave the captions, see ``framer.data.texts.prepare.captions_kind``."""
 
 
 class StreamPairs:
@@ -72,10 +75,23 @@ class StreamPairs:
         self.buckets = dataset.buckets
         self.rows = [int(count) for count in np.bincount(self._places[:, 0], minlength=len(self.buckets))]
         self.latents: LatentsRecord | None = None
-        self._texts = texts
-        self.texts = None if texts is None or texts.store is None else _texts_record(texts.store)
+        self._texts: PhotographTexts | None = None
+        self.texts: TextsRecord | None = None
         self.licences = list(licences)
-        self.made_from = _made_from(dataset) | ({} if texts is None else _texts_made_from(texts))
+        self.made_from = _made_from(dataset)
+        if texts is not None:
+            self._take(texts)
+
+    def with_texts(self, texts: PhotographTexts) -> StreamPairs:
+        """The same pairs with texts."""
+        pairs = copy.copy(self)
+        pairs._take(texts)
+        return pairs
+
+    def _take(self, texts: PhotographTexts) -> None:
+        self._texts = texts
+        self.texts = None if texts.store is None else _texts_record(texts.store)
+        self.made_from = self.made_from | _texts_made_from(texts)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -142,6 +158,7 @@ def _texts_made_from(texts: PhotographTexts) -> dict[str, Any]:
     captions = json.dumps(dict(texts.captions), sort_keys=True)
     return {
         "captions": f"SHA-256 {hashlib.sha256(captions.encode()).hexdigest()}",
+        "captions from": texts.kind,
         "texts": None if texts.store is None else f"fingerprint {texts.store.fingerprint}",
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -49,6 +49,7 @@ _OPTIONS: Final = {
     "latents_dtype": "--latents-dtype",
     "device": "--device",
     "captions": "--captions",
+    "captions from": "--captions",
     "texts": "--text-encoder",
 }
 
@@ -268,7 +269,41 @@ def check_output(folder: Path) -> ShardManifest | None:
     return None
 
 
-def _earlier_shards(folder: Path, now: dict[str, Any]) -> list[ShardRecord]:
+def check_earlier(
+    source: PairSource,
+    folder: Path,
+    *,
+    crop_size: int,
+    shard_size: int,
+    encoder: LatentEncoder | None,
+    unknown: Collection[str],
+    embedded: bool,
+) -> None:
+    """Refuses a folder as `write_shards` would, as far as can be told before there are texts.
+
+    Args:
+        source: The pairs without what is not known yet.
+        folder: See `write_shards`, as the other arguments.
+        crop_size: Likewise.
+        shard_size: Likewise.
+        encoder: Likewise.
+        unknown: Keys of `PairSource.made_from` that are not known yet.
+        embedded: Whether there will be a text store.
+
+    Raises:
+        UserError: The folder holds something else, or shards of other settings or photographs.
+    """
+    made_from = _made_from(source, encoder, shard_size=shard_size, crop_size=crop_size)
+    _earlier_shards(folder, made_from, unknown)
+    earlier = check_output(folder)
+    if earlier is not None and (earlier.texts is not None) != embedded:
+        raise UserError(
+            f"--output {folder} holds shards that were made {'without' if embedded else 'with'} embedded texts; give "
+            "another folder, or remove this one"
+        )
+
+
+def _earlier_shards(folder: Path, now: dict[str, Any], unknown: Collection[str] = ()) -> list[ShardRecord]:
     """The shards that an earlier call with the same arguments left."""
     earlier = check_output(folder)
     if earlier is None:
@@ -277,7 +312,7 @@ def _earlier_shards(folder: Path, now: dict[str, Any]) -> list[ShardRecord]:
     changed = [
         f"{_OPTIONS.get(key, key)} {before.get(key)} (now {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        if key not in unknown and before.get(key) != now.get(key)
     ]
     if changed:
         raise UserError(

@@ -213,13 +213,7 @@ def write_text_store(
     if rows_per_file < 1:
         raise ValueError(f"rows_per_file must be at least 1, got {rows_per_file}")
     rows = rows_of(captions)
-    made_from: dict[str, Any] = {
-        "captions": describe_captions(captions),
-        "encoder": encoder.identity,
-        "sizes": [encoder.tokens, *encoder.sizes],
-        "dtype": dtype,
-        "rows_per_file": rows_per_file,
-    }
+    made_from = _without_captions(encoder, dtype, rows_per_file) | {"captions": describe_captions(captions)}
     with sole_writer(folder):
         earlier = _earlier_files(folder, made_from)
         remove_partials(folder)
@@ -242,6 +236,26 @@ def write_text_store(
         (folder / UNFINISHED_FILE).unlink(missing_ok=True)
         sync_folder(folder)
     return TextStore(folder)
+
+
+def check_text_encoder(
+    folder: Path, encoder: TextEncoder, *, dtype: StoredDtype = "fp16", rows_per_file: int = ROWS_PER_FILE
+) -> None:
+    """Refuses a folder as :func:`write_text_store` would, as far as can be told before there are captions.
+
+    Raises:
+        UserError: The folder holds texts of another encoder, or stored otherwise; or its manifest is damaged.
+    """
+    _earlier_files(folder, _without_captions(encoder, dtype, rows_per_file), unknown="captions")
+
+
+def _without_captions(encoder: TextEncoder, dtype: StoredDtype, rows_per_file: int) -> dict[str, Any]:
+    return {
+        "encoder": encoder.identity,
+        "sizes": [encoder.tokens, *encoder.sizes],
+        "dtype": dtype,
+        "rows_per_file": rows_per_file,
+    }
 
 
 def _rows_by_key(captions: Mapping[str, str], rows: list[str]) -> dict[str, int]:
@@ -310,7 +324,7 @@ def _stored(embeddings: Tensor, dtype: StoredDtype, texts: list[str]) -> Tensor:
     return stored
 
 
-def _earlier_files(folder: Path, made_from: dict[str, Any]) -> list[TextFileRecord]:
+def _earlier_files(folder: Path, made_from: dict[str, Any], unknown: str | None = None) -> list[TextFileRecord]:
     """The files that an earlier call with the same arguments left."""
     before: TextManifest | TextProgress
     if (folder / MANIFEST_FILE).is_file():
@@ -322,7 +336,7 @@ def _earlier_files(folder: Path, made_from: dict[str, Any]) -> list[TextFileReco
     changed = [
         f"{key} {before.made_from.get(key)} (now {made_from.get(key)})"
         for key in sorted(before.made_from.keys() | made_from.keys())
-        if before.made_from.get(key) != made_from.get(key)
+        if key != unknown and before.made_from.get(key) != made_from.get(key)
     ]
     if changed:
         raise UserError(
