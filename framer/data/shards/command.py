@@ -17,6 +17,7 @@ from framer.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from framer.data.layouts.pairs import LayoutPairs
     from framer.data.shards.latents import LatentEncoder
     from framer.data.shards.manifest import ShardManifest
 
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     from framer.data.shards.writer import check_output
 
     with sole_writer(folder):
-        _check_earlier(check_output(folder), arguments)
+        check_output(folder)
         device = _device(arguments.device)
         encoder = _latent_encoder(arguments, device)
         if config is None:
@@ -114,15 +115,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--latents-dtype is of the latents that --vae stores; give --vae too")
     if arguments.licence is not None and not arguments.licence.strip():
         raise UserError("--licence must not be empty; leave it out where the licence is unknown")
-
-
-def _check_earlier(earlier: ShardManifest | None, arguments: argparse.Namespace) -> None:
-    # Texts come before the shards: without this, they would be written beside shards that are then refused.
-    if earlier is not None and arguments.captions is not None and "captions" not in earlier.made_from:
-        raise UserError(
-            f"--output {arguments.output} holds shards that were made without --captions; give another folder, or "
-            "remove this one"
-        )
 
 
 def _verify(folder: Path) -> int:
@@ -260,9 +252,20 @@ def _write(
 def _write_layout(
     arguments: argparse.Namespace, folder: Path, encoder: LatentEncoder | None, device: torch.device
 ) -> ShardManifest:
-    from framer.data.shards.writer import write_shards
+    from framer.data.shards.writer import check_earlier, write_shards
 
-    source = layout_source(arguments, folder, device)
+    def check(pairs: LayoutPairs, *, unknown: Collection[str], embedded: bool) -> None:
+        check_earlier(
+            pairs,
+            folder,
+            crop_size=pairs.crop_size,
+            shard_size=arguments.shard_size,
+            encoder=encoder,
+            unknown=unknown,
+            embedded=embedded,
+        )
+
+    source = layout_source(arguments, folder, device, check)
     return write_shards(
         source,
         folder,

@@ -159,7 +159,7 @@ def test_texts_are_not_written_beside_shards_without(
     assert _shard(config, tmp_path / "shards") == 0
     before = contents(tmp_path / "shards")
     assert _shard(config, tmp_path / "shards", "--captions", "null", "--text-encoder", "/no/such") == 2
-    assert "holds shards that were made without --captions" in capsys.readouterr().err
+    assert "made from something else: --captions None (now null)" in capsys.readouterr().err
     assert contents(tmp_path / "shards") == before
 
 
