@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from framer.errors import UserError
+
+_PARTIAL: Final = ".partial"
 
 
 @contextlib.contextmanager
@@ -25,25 +29,47 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file beside ``path`` to write to; when the body ends, syncs it to disk and renames it over ``path``.
+
+    The file beside has a name of its own each time, so that two processes never write to the same. One that was killed
+    leaves it behind, hidden; :func:`remove_partials` removes it.
+
+    Raises:
+        OSError: The folder cannot be written to; the old content is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # a read-only disk refuses this too
+            partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed processes left of files that :func:`replacing` was writing into a folder.
+
+    Call it only where no other process can be writing into the folder.
+    """
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes beside ``path``, syncs to disk, then renames over it.
 
     Raises:
         UserError: The folder cannot be written to; the old content is untouched.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with writing(path):
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            sync_folder(path.parent)
-    except UserError:
-        with contextlib.suppress(OSError):  # a read-only disk refuses this too
-            partial.unlink(missing_ok=True)
-        raise
+    with writing(path), replacing(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from framer.data.deep_images import lay_over_white, read_sixteen_bits
 from framer.errors import UserError
 from framer.extras import require
+from framer.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -162,15 +162,8 @@ def write_png(path: str | os.PathLike[str], image: npt.NDArray[np.uint8]) -> Non
     image_module = require("PIL.Image", extra="train")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            image_module.fromarray(np.ascontiguousarray(image)).save(file, format="PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        image_module.fromarray(np.ascontiguousarray(image)).save(file, format="PNG")
 
 
 def resize_bicubic(image: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:

@@ -138,11 +138,15 @@ def evaluation_files(data: DataConfig) -> list[Path]:
     Raises:
         UserError: The folder is missing or empty.
     """
-    if data.evaluation == "heldout":
-        return bundled_photographs("heldout")
-    if data.evaluation == "validation":
-        return bundled_photographs("validation")
-    return find_images(Path(data.evaluation).expanduser())
+    root = evaluation_root(data)
+    if root is None:
+        return bundled_photographs("heldout" if data.evaluation == "heldout" else "validation")
+    return find_images(root)
+
+
+def evaluation_root(data: DataConfig) -> Path | None:
+    """The folder that ``data.evaluation`` names and photographs are searched in; None for the bundled ones."""
+    return None if data.evaluation in ("heldout", "validation") else Path(data.evaluation).expanduser()
 
 
 def photograph_root(data: DataConfig) -> Path | None:

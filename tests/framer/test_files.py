@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from framer.errors import UserError
-from framer.files import check_writable, sync_tree, write_bytes, write_text
+from framer.files import check_writable, remove_partials, replacing, sync_tree, write_bytes, write_text
 
 
 @pytest.fixture
@@ -85,6 +85,23 @@ def test_after_a_kill_the_old_content_is_there_and_writing_works_again(
     write_text(path, "newer")
     assert path.read_text() == "newer"
     assert names(path.parent) == ["state.json"]
+
+
+def test_two_writers_of_one_file_do_not_mix(path: Path) -> None:
+    with replacing(path) as first, replacing(path) as second:
+        first.write(b"the first")
+        second.write(b"second")
+        assert path.read_text() == "old"
+    assert path.read_text() == "the first"
+    assert names(path.parent) == ["state.json"]
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(path: Path) -> None:
+    for name in (".state.json.0123abcd.partial", ".other.partial", "kept.partial", ".kept"):
+        (path.parent / name).touch()
+    remove_partials(path.parent)
+    remove_partials(path.parent / "nowhere")
+    assert names(path.parent) == [".kept", "kept.partial", "state.json"]
 
 
 def test_a_missing_folder(path: Path) -> None:

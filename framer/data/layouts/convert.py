@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import torch
 
@@ -18,11 +20,15 @@ from framer.data.layouts.matching import open_layout
 from framer.data.layouts.pairs import LayoutPairs
 from framer.data.shards.licences import licences_of
 from framer.data.shards.manifest import TEXTS_FOLDER, LatentsDtype
-from framer.data.texts.prepare import prepare_texts
+from framer.data.texts.prepare import captions_kind, prepare_texts
 from framer.data.texts.store import TextStore, write_text_store
 from framer.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# Keys of LayoutPairs.made_from that the embeddings and the captions are part of.
+_TEXTS: Final = "texts of --from"
+_CAPTIONS: Final = "--from"
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,16 @@ class _Texts(NamedTuple):
     store: TextStore | None
 
 
-def layout_pairs(root: Path, layout: Layout, output: Path, options: LayoutOptions) -> LayoutPairs:
+class EarlierCheck(Protocol):
+    """Refuses a folder of other shards before there are texts, see ``framer.data.shards.writer.check_earlier``."""
+
+    def __call__(self, pairs: LayoutPairs, *, unknown: Collection[str], embedded: bool) -> None:
+        """Refuses pairs whose shards the folder does not hold."""
+
+
+def layout_pairs(
+    root: Path, layout: Layout, output: Path, options: LayoutOptions, check_earlier: EarlierCheck | None = None
+) -> LayoutPairs:
     """Checks a folder, writes its texts, and gives its pairs.
 
     Args:
@@ -67,6 +82,7 @@ def layout_pairs(root: Path, layout: Layout, output: Path, options: LayoutOption
         layout: Its layout.
         output: Folder of the shards, whose subfolder ``texts`` the texts are written into.
         options: How it is converted.
+        check_earlier: Called before anything is captioned or encoded; None checks nothing.
 
     Raises:
         UserError: Anything is wrong with the folder, see `open_layout` and `check_folder`; or an option does not fit
@@ -87,15 +103,25 @@ def layout_pairs(root: Path, layout: Layout, output: Path, options: LayoutOption
             root,
             instead,
         )
-    texts = _texts(checked, output / TEXTS_FOLDER, options)
-    return LayoutPairs(
+    make = partial(
+        LayoutPairs,
         checked,
         degradation=options.degradation,
-        captions=texts.captions,
-        store=texts.store,
+        captions_from="--from" if options.captions is None else captions_kind(options.captions),
         latents=latents,
         licences=licences_of([], bundled=False, stated=options.licence),
     )
+    given = options.captions is None and folder.has(PROMPT_EMBEDS)
+    embedded = options.text_encoder is not None or given
+
+    def check(captions: Mapping[str, str], unknown: Collection[str] = (_TEXTS,)) -> None:
+        if check_earlier is not None:
+            check_earlier(make(captions=captions), unknown=unknown, embedded=embedded)
+
+    if options.captions is not None:
+        check({}, (_TEXTS, _CAPTIONS))
+    texts = _texts(checked, output / TEXTS_FOLDER, options, check)
+    return make(captions=texts.captions, store=texts.store)
 
 
 def _check_options(folder: LayoutFolder, options: LayoutOptions) -> None:
@@ -109,7 +135,9 @@ def _check_options(folder: LayoutFolder, options: LayoutOptions) -> None:
         )
 
 
-def _texts(checked: CheckedFolder, output: Path, options: LayoutOptions) -> _Texts:
+def _texts(
+    checked: CheckedFolder, output: Path, options: LayoutOptions, check: Callable[[Mapping[str, str]], None]
+) -> _Texts:
     folder = checked.folder
     anew = options.captions is not None or options.text_encoder is not None
     if anew and folder.has(PROMPT_EMBEDS):
@@ -123,9 +151,11 @@ def _texts(checked: CheckedFolder, output: Path, options: LayoutOptions) -> _Tex
             captions=options.captions,
             encoder_folder=options.text_encoder,
             device=options.device,
+            before_encoding=check,
         )
         return _Texts(prepared.captions, prepared.store)
     captions = {record.name: record.caption for record in checked.records if record.caption is not None}
+    check(captions)
     if options.text_encoder is not None:
         from framer.models.text_encoders import load_text_encoder
 

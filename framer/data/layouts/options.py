@@ -12,6 +12,7 @@ from framer.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from framer.data.layouts.convert import EarlierCheck
     from framer.data.layouts.pairs import LayoutPairs
 
 # Not from framer.data.layouts.matching, whose imports would slow down --help.
@@ -62,15 +63,22 @@ def check_layout_arguments(arguments: argparse.Namespace) -> None:
     unused = [f"--{option}" for option in unused] + arguments.overrides
     if unused:
         raise UserError(f"{unused[0]} is of photographs that pairs are made of; with --from, leave it away")
+    from framer.data.outputs import lies_in
+
+    if lies_in(arguments.output.expanduser(), arguments.source.expanduser()):
+        raise UserError(f"--output {arguments.output} lies in --from {arguments.source}; give a folder outside it")
 
 
-def layout_source(arguments: argparse.Namespace, folder: Path, device: torch.device) -> LayoutPairs:
+def layout_source(
+    arguments: argparse.Namespace, folder: Path, device: torch.device, check_earlier: EarlierCheck
+) -> LayoutPairs:
     """Checks the folder that ``--from`` names, writes its texts, and gives its pairs.
 
     Args:
         arguments: The command's.
         folder: Folder of the shards.
         device: Where models run.
+        check_earlier: Called before anything is captioned or encoded.
 
     Raises:
         UserError: The folder cannot be converted; see `layout_pairs`.
@@ -90,7 +98,7 @@ def layout_source(arguments: argparse.Namespace, folder: Path, device: torch.dev
         workers=layout_workers(arguments),
         licence=arguments.licence,
     )
-    return layout_pairs(arguments.source.expanduser(), LAYOUTS[arguments.layout], folder, options)
+    return layout_pairs(arguments.source.expanduser(), LAYOUTS[arguments.layout], folder, options, check_earlier)
 
 
 def layout_workers(arguments: argparse.Namespace) -> int:

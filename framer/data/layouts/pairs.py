@@ -31,6 +31,7 @@ class LayoutPairs:
         checked: The folder.
         degradation: Name of the preset that the LR images are taken to be made with.
         captions: By name, the samples' texts.
+        captions_from: What gave them: ``--from`` for the folder, or see ``framer.data.texts.prepare.captions_kind``.
         store: Holds their embeddings under their names; None for none.
         latents: How the folder's latents are carried over; None to leave them.
         licences: Under which terms the photographs are used.
@@ -45,11 +46,13 @@ class LayoutPairs:
         *,
         degradation: str,
         captions: Mapping[str, str],
+        captions_from: str = "--from",
         store: TextStore | None = None,
         latents: KeptLatents | None = None,
         licences: Sequence[LicenceRecord] = (),
     ) -> None:
         self._captions = captions
+        self._captions_from = captions_from
         self._keep = latents
         self._rows_of_text = None if store is None else {r.name: store.row_of(r.name) for r in checked.records}
         members: dict[CropSize, list[int]] = {}
@@ -89,6 +92,7 @@ class LayoutPairs:
             "--from": f"{len(self)} samples, SHA-256 {digest.hexdigest()}",
             "--degradation": self.degradation,
             "data.scale": self.scale,
+            "captions from": self._captions_from,
             "texts of --from": None if self.texts is None else self.texts.fingerprint,
             "--keep-latents": None if self._keep is None else self._keep.identity,
         }

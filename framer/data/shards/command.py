@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from framer.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from framer.data.layouts.pairs import LayoutPairs
     from framer.data.shards.latents import LatentEncoder
     from framer.data.shards.manifest import ShardManifest
 
@@ -79,16 +81,18 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     config = None if arguments.config is None else load_config(TrainConfig, arguments.config, arguments.overrides)
     folder: Path = arguments.output.expanduser()
+    from framer.data.outputs import sole_writer
     from framer.data.shards.licences import UNKNOWN_LICENCE
     from framer.data.shards.writer import check_output
 
-    _check_earlier(check_output(folder), arguments)
-    device = _device(arguments.device)
-    encoder = _latent_encoder(arguments, device)
-    if config is None:
-        manifest = _write_layout(arguments, folder, encoder, device)
-    else:
-        manifest = _write(arguments, config, folder, encoder, device)
+    with sole_writer(folder):
+        check_output(folder)
+        device = _device(arguments.device)
+        encoder = _latent_encoder(arguments, device)
+        if config is None:
+            manifest = _write_layout(arguments, folder, encoder, device)
+        else:
+            manifest = _write(arguments, config, folder, encoder, device)
     size = sum(shard.bytes for shard in manifest.shards)
     sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB\n")
     if any(licence.licence == UNKNOWN_LICENCE for licence in manifest.licences):
@@ -113,15 +117,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--licence must not be empty; leave it out where the licence is unknown")
 
 
-def _check_earlier(earlier: ShardManifest | None, arguments: argparse.Namespace) -> None:
-    # Texts come before the shards: without this, they would be written beside shards that are then refused.
-    if earlier is not None and arguments.captions is not None and "captions" not in earlier.made_from:
-        raise UserError(
-            f"--output {arguments.output} holds shards that were made without --captions; give another folder, or "
-            "remove this one"
-        )
-
-
 def _verify(folder: Path) -> int:
     from framer.data.shards.manifest import TEXTS_FOLDER
     from framer.data.shards.reader import open_shard_texts
@@ -143,12 +138,18 @@ def _preview(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise UserError("--preview needs --config, whose photographs, seed, data.crop_size and data.scale it uses")
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    from framer.data.outputs import lies_in
     from framer.data.preview import write_preview
-    from framer.data.sources import photograph_files
+    from framer.data.sources import photograph_files, photograph_root
 
-    path = arguments.preview.expanduser()
+    path: Path = arguments.preview.expanduser()
     data = config.data
-    shown = write_preview(path, photograph_files(data), crop_size=data.crop_size, scale=data.scale, seed=config.seed)
+    photographs, root = photograph_files(data), photograph_root(data)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--preview {path}: expected a name that ends in .png")
+    if path.resolve() in {photograph.resolve() for photograph in photographs} or (root and lies_in(path, root)):
+        raise UserError(f"--preview {path} is a photograph or lies in the folder of the photographs; give another path")
+    shown = write_preview(path, photographs, crop_size=data.crop_size, scale=data.scale, seed=config.seed)
     sys.stdout.write(f"{path}: {shown}\n")
     return 0
 
@@ -161,12 +162,13 @@ def _evaluation_pairs(arguments: argparse.Namespace) -> int:
         )
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     from framer.data.evaluation_pairs import HR_FOLDER, LR_FOLDER, write_evaluation_pairs
-    from framer.data.sources import evaluation_files
+    from framer.data.sources import evaluation_files, evaluation_root
 
     folder: Path = arguments.evaluation_pairs.expanduser()
     pairs = write_evaluation_pairs(
         evaluation_files(config.data),
         folder,
+        root=evaluation_root(config.data),
         scale=config.data.scale,
         degradation=config.data.degradation,
         seed=config.evaluation.seed,
@@ -201,16 +203,31 @@ def _write(
     from framer.data.shards.licences import licences_of
     from framer.data.shards.manifest import TEXTS_FOLDER
     from framer.data.shards.stream_pairs import PhotographTexts, StreamPairs
-    from framer.data.shards.writer import write_shards
+    from framer.data.shards.writer import check_earlier, write_shards
     from framer.data.sources import open_photographs, photograph_root
 
     photographs = open_photographs(config.data, seed=config.seed)
     root = photograph_root(config.data)
     licences = licences_of(photographs.paths, bundled=root is None, stated=arguments.licence)
-    texts = None
+    source = StreamPairs(photographs, samples=arguments.samples, licences=licences)
     if arguments.captions is not None:
-        from framer.data.texts.prepare import prepare_texts
+        from framer.data.texts.prepare import captions_kind, prepare_texts
 
+        kind = captions_kind(arguments.captions)
+
+        def check(captions: Mapping[str, str], unknown: Collection[str] = ("texts",)) -> None:
+            check_earlier(
+                source.with_texts(PhotographTexts(captions, None, root, kind)),
+                folder,
+                crop_size=config.data.crop_size,
+                shard_size=arguments.shard_size,
+                encoder=encoder,
+                unknown=unknown,
+                embedded=arguments.text_encoder is not None,
+            )
+
+        # Before anything is captioned or encoded: texts would be written beside shards that are then refused.
+        check({}, ("captions", "texts"))
         prepared = prepare_texts(
             photographs.paths,
             root,
@@ -219,10 +236,11 @@ def _write(
             encoder_folder=arguments.text_encoder,
             device=device,
             tokens=config.model.text_tokens if "text_tokens" in config.model.model_fields_set else None,
+            before_encoding=check,
         )
-        texts = PhotographTexts(prepared.captions, prepared.store, root)
+        source = source.with_texts(PhotographTexts(prepared.captions, prepared.store, root, kind))
     return write_shards(
-        StreamPairs(photographs, samples=arguments.samples, texts=texts, licences=licences),
+        source,
         folder,
         crop_size=config.data.crop_size,
         shard_size=arguments.shard_size,
@@ -234,9 +252,20 @@ def _write(
 def _write_layout(
     arguments: argparse.Namespace, folder: Path, encoder: LatentEncoder | None, device: torch.device
 ) -> ShardManifest:
-    from framer.data.shards.writer import write_shards
+    from framer.data.shards.writer import check_earlier, write_shards
 
-    source = layout_source(arguments, folder, device)
+    def check(pairs: LayoutPairs, *, unknown: Collection[str], embedded: bool) -> None:
+        check_earlier(
+            pairs,
+            folder,
+            crop_size=pairs.crop_size,
+            shard_size=arguments.shard_size,
+            encoder=encoder,
+            unknown=unknown,
+            embedded=embedded,
+        )
+
+    source = layout_source(arguments, folder, device, check)
     return write_shards(
         source,
         folder,

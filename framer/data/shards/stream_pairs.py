@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from framer.data.buckets import BucketOrder
 from framer.data.dataset import RealISRDataset
+from framer.data.levels import tensor_to_bytes
 from framer.data.shards.manifest import LatentsRecord, LicenceRecord, TextsRecord
 from framer.data.shards.pairs import EncodedPair, encoded_pair, png_bytes
 from framer.data.texts.keys import photograph_key
@@ -38,6 +38,8 @@ class PhotographTexts(NamedTuple):
     """Their embeddings; None where they were not embedded."""
     root: Path | None
     """What keys are relative to."""
+    kind: str = "given"
+    """What gave the captions, see ``framer.data.texts.prepare.captions_kind``."""
 
 
 class StreamPairs:
@@ -73,10 +75,23 @@ class StreamPairs:
         self.buckets = dataset.buckets
         self.rows = [int(count) for count in np.bincount(self._places[:, 0], minlength=len(self.buckets))]
         self.latents: LatentsRecord | None = None
-        self._texts = texts
-        self.texts = None if texts is None or texts.store is None else _texts_record(texts.store)
+        self._texts: PhotographTexts | None = None
+        self.texts: TextsRecord | None = None
         self.licences = list(licences)
-        self.made_from = _made_from(dataset) | ({} if texts is None else _texts_made_from(texts))
+        self.made_from = _made_from(dataset)
+        if texts is not None:
+            self._take(texts)
+
+    def with_texts(self, texts: PhotographTexts) -> StreamPairs:
+        """The same pairs with texts."""
+        pairs = copy.copy(self)
+        pairs._take(texts)
+        return pairs
+
+    def _take(self, texts: PhotographTexts) -> None:
+        self._texts = texts
+        self.texts = None if texts.store is None else _texts_record(texts.store)
+        self.made_from = self.made_from | _texts_made_from(texts)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -91,7 +106,7 @@ class StreamPairs:
         bucket, place, number = (int(value) for value in self._places[row])
         sample = self._dataset.sample(bucket, place, number)
         caption, text = self._text_of(self._dataset.photograph_at(bucket, place))
-        hr, lr = _png(sample["hr"]), _png(sample["lr"])
+        hr, lr = (png_bytes(tensor_to_bytes(sample[name])) for name in ("hr", "lr"))
         return encoded_pair(number, hr=hr, lr=lr, name=sample["name"], caption=caption, text=text)
 
     def _text_of(self, photograph: Path) -> tuple[str | None, int | None]:
@@ -143,6 +158,7 @@ def _texts_made_from(texts: PhotographTexts) -> dict[str, Any]:
     captions = json.dumps(dict(texts.captions), sort_keys=True)
     return {
         "captions": f"SHA-256 {hashlib.sha256(captions.encode()).hexdigest()}",
+        "captions from": texts.kind,
         "texts": None if texts.store is None else f"fingerprint {texts.store.fingerprint}",
     }
 
@@ -152,9 +168,3 @@ def _digest_of_photographs(paths: Sequence[Path]) -> str:
     for path in paths:
         digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _png(image: Tensor) -> bytes:
-    """An image ``float32 [3, H, W]`` in ``[-1, 1]`` as a PNG file of 8 bits."""
-    pixels = ((image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-    return png_bytes(pixels.numpy())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from framer.data.outputs import sole_writer
 from framer.data.samples import Sample
 from framer.data.shards.index import LATENTS, index_bytes, index_tar, members_of, sample_key
 from framer.data.shards.manifest import (
@@ -32,7 +32,7 @@ from framer.data.shards.verify import is_intact
 from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
 from framer.extras import require
-from framer.files import file_sha256, sync_folder, write_bytes, write_text
+from framer.files import file_sha256, remove_partials, replacing, sync_folder, write_bytes, write_text
 
 if TYPE_CHECKING:
     from framer.data.shards.latents import LatentEncoder
@@ -49,6 +49,7 @@ _OPTIONS: Final = {
     "latents_dtype": "--latents-dtype",
     "device": "--device",
     "captions": "--captions",
+    "captions from": "--captions",
     "texts": "--text-encoder",
 }
 
@@ -100,8 +101,8 @@ def write_shards(
         The manifest.
 
     Raises:
-        UserError: The folder holds something else, or shards of other settings or photographs; or the disk is full; or
-            what a pair is made of can no longer be read.
+        UserError: The folder holds something else, or shards of other settings or photographs; or another process
+            writes into it; or the disk is full; or what a pair is made of can no longer be read.
         ValueError: A number is out of range, or there are latents of both the source and an encoder.
     """
     if source.latents is not None and encoder is not None:
@@ -131,18 +132,16 @@ def write_shards(
             "shards": [],
         }
     )
-    earlier = _earlier_shards(folder, made_from)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    write_text(folder / UNFINISHED_FILE, manifest_text(manifest.model_copy(update={"shards": earlier})))
-    shards = _write_all(source, folder, manifest, earlier, encoder=encoder, shard_size=shard_size, workers=workers)
-    manifest = manifest.model_copy(update={"shards": shards})
-    manifest.check_complete()
-    write_text(folder / MANIFEST_FILE, manifest_text(manifest))
-    (folder / UNFINISHED_FILE).unlink()
-    sync_folder(folder)
+    with sole_writer(folder):
+        earlier = _earlier_shards(folder, made_from)
+        remove_partials(folder)
+        write_text(folder / UNFINISHED_FILE, manifest_text(manifest.model_copy(update={"shards": earlier})))
+        shards = _write_all(source, folder, manifest, earlier, encoder=encoder, shard_size=shard_size, workers=workers)
+        manifest = manifest.model_copy(update={"shards": shards})
+        manifest.check_complete()
+        write_text(folder / MANIFEST_FILE, manifest_text(manifest))
+        (folder / UNFINISHED_FILE).unlink()
+        sync_folder(folder)
     return manifest
 
 
@@ -216,10 +215,9 @@ def _write_shard(
 ) -> int:
     """Writes a tar file aside, and its index, then renames it; returns the number of samples."""
     webdataset = require("webdataset", extra="train")
-    partial = path.with_name(f".{path.name}.partial")
     count = size = 0
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             # Without times and users of this machine, so that the same samples give the same bytes.
             with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
                 while count < most and size < shard_size:
@@ -228,18 +226,12 @@ def _write_shard(
                     count += 1
                     progress.update()
             file.flush()
-            os.fsync(file.fileno())
-        offsets = index_tar(partial, members)
-        write_bytes(_index_path(path), index_bytes(offsets))
-        partial.replace(path)
-        sync_folder(path.parent)
+            write_bytes(_index_path(path), index_bytes(index_tar(Path(file.name), members)))
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; run the command again when that is mended: the shards "
             "before it are kept"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return count
 
 
@@ -265,13 +257,11 @@ def check_output(folder: Path) -> ShardManifest | None:
     """The manifest of the shards that an earlier call left in a folder, finished or not; None if there are none.
 
     Raises:
-        UserError: The folder is a file, holds shards that have no manifest, or its manifest is damaged.
+        UserError: The folder holds shards that have no manifest, or its manifest is damaged.
     """
     for name in (MANIFEST_FILE, UNFINISHED_FILE):
         if (folder / name).is_file():
             return parse_manifest(folder / name)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file; give a folder")
     if is_shard_folder(folder):
         raise UserError(
             f"--output {folder} holds numbered tar files that this command did not write; give another folder"
@@ -279,7 +269,41 @@ def check_output(folder: Path) -> ShardManifest | None:
     return None
 
 
-def _earlier_shards(folder: Path, now: dict[str, Any]) -> list[ShardRecord]:
+def check_earlier(
+    source: PairSource,
+    folder: Path,
+    *,
+    crop_size: int,
+    shard_size: int,
+    encoder: LatentEncoder | None,
+    unknown: Collection[str],
+    embedded: bool,
+) -> None:
+    """Refuses a folder as `write_shards` would, as far as can be told before there are texts.
+
+    Args:
+        source: The pairs without what is not known yet.
+        folder: See `write_shards`, as the other arguments.
+        crop_size: Likewise.
+        shard_size: Likewise.
+        encoder: Likewise.
+        unknown: Keys of `PairSource.made_from` that are not known yet.
+        embedded: Whether there will be a text store.
+
+    Raises:
+        UserError: The folder holds something else, or shards of other settings or photographs.
+    """
+    made_from = _made_from(source, encoder, shard_size=shard_size, crop_size=crop_size)
+    _earlier_shards(folder, made_from, unknown)
+    earlier = check_output(folder)
+    if earlier is not None and (earlier.texts is not None) != embedded:
+        raise UserError(
+            f"--output {folder} holds shards that were made {'without' if embedded else 'with'} embedded texts; give "
+            "another folder, or remove this one"
+        )
+
+
+def _earlier_shards(folder: Path, now: dict[str, Any], unknown: Collection[str] = ()) -> list[ShardRecord]:
     """The shards that an earlier call with the same arguments left."""
     earlier = check_output(folder)
     if earlier is None:
@@ -288,7 +312,7 @@ def _earlier_shards(folder: Path, now: dict[str, Any]) -> list[ShardRecord]:
     changed = [
         f"{_OPTIONS.get(key, key)} {before.get(key)} (now {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        if key not in unknown and before.get(key) != now.get(key)
     ]
     if changed:
         raise UserError(

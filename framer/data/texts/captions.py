@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from framer.data.images import read_image
+from framer.data.outputs import sole_writer
 from framer.data.texts.sentences import split_sentences
 from framer.errors import UserError
 from framer.extras import require
@@ -138,10 +139,11 @@ def captions_from_model(photographs: Mapping[str, Path], captioner: Captioner, c
         Captions by key, in the order of the photographs.
 
     Raises:
-        UserError: A photograph cannot be read, or the cache cannot be read or written.
+        UserError: A photograph cannot be read, the cache cannot be read or written, or another process writes into its
+            folder.
     """
     hashes = {key: _sha256(path) for key, path in photographs.items()}
-    with _CaptionCache(cache, captioner.identity) as known:
+    with sole_writer(cache.parent), _CaptionCache(cache, captioner.identity) as known:
         done = sum(sha256 in known.captions for sha256 in hashes.values())
         # Made before, they are no part of the rate.
         with require("tqdm", extra="train").tqdm(
@@ -164,7 +166,6 @@ class _CaptionCache:
 
     def __enter__(self) -> _CaptionCache:
         with writing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a+b")
             sync_folder(self._path.parent)
         self._file.seek(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -53,6 +53,7 @@ def prepare_texts(
     tokens: int | None = None,
     dtype: StoredDtype = "fp16",
     prompt: str | None = None,
+    before_encoding: Callable[[Mapping[str, str]], None] | None = None,
 ) -> PreparedTexts:
     """Captions photographs and encodes the captions; what an interrupted call has done is kept by the next one.
 
@@ -68,6 +69,7 @@ def prepare_texts(
         tokens: Text tokens, see ``framer.models.text_encoders.load_text_encoder``.
         dtype: How embeddings are stored.
         prompt: What the captioning model is told, see ``framer.models.captioner.ImageTextCaptioner``.
+        before_encoding: Called with the captions before any is encoded, to refuse them.
 
     Returns:
         Captions, and the store.
@@ -76,14 +78,24 @@ def prepare_texts(
         MissingExtraError: A library is not installed.
         UserError: Texts are missing or damaged, a model cannot be loaded, or the folder holds texts of something else.
     """
-    found = _captions(photographs, root, folder, captions, device=device, precision=precision, prompt=prompt)
-    if encoder_folder is None:
-        return PreparedTexts(found, None)
-    from framer.data.texts.store import write_text_store
+    from framer.data.texts.store import check_text_encoder, write_text_store
     from framer.models.text_encoders import load_text_encoder
 
-    encoder = load_text_encoder(encoder_folder.expanduser(), device=device, precision=precision, tokens=tokens)
-    return PreparedTexts(found, write_text_store(folder, found, encoder, dtype=dtype))
+    encoder = None
+    if encoder_folder is not None:
+        encoder = load_text_encoder(encoder_folder.expanduser(), device=device, precision=precision, tokens=tokens)
+        check_text_encoder(folder, encoder, dtype=dtype)
+    found = _captions(photographs, root, folder, captions, device=device, precision=precision, prompt=prompt)
+    if before_encoding is not None:
+        before_encoding(found)
+    return PreparedTexts(found, None if encoder is None else write_text_store(folder, found, encoder, dtype=dtype))
+
+
+def captions_kind(captions: str) -> str:
+    """What gives the captions: ``null``, ``text files`` or ``model``; see :func:`prepare_texts`."""
+    if captions == NULL_CAPTIONS:
+        return "null"
+    return "model" if captions.startswith(MODEL_PREFIX) else "text files"
 
 
 def _captions(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from framer.data.outputs import sole_writer
 from framer.data.texts.manifest import (
     DTYPES,
     MANIFEST_FILE,
@@ -32,7 +33,7 @@ from framer.data.texts.manifest import (
 )
 from framer.errors import UserError
 from framer.extras import require
-from framer.files import file_sha256, sync_folder, write_bytes, write_text
+from framer.files import file_sha256, remove_partials, sync_folder, write_bytes, write_text
 from framer.listing import some_of
 from framer.models.text import POOLED, PROMPT, TextEmbeddings, TextSizes
 from framer.models.text_encoders import TextEncoder
@@ -205,44 +206,56 @@ def write_text_store(
         The store.
 
     Raises:
-        UserError: The folder holds a store that was made from something else; an embedding is not finite, or too large
-            for ``dtype``; or the disk is full.
+        UserError: The folder holds a store that was made from something else, or another process writes into it; an
+            embedding is not finite, or too large for ``dtype``; or the disk is full.
         ValueError: ``rows_per_file`` is below 1.
     """
     if rows_per_file < 1:
         raise ValueError(f"rows_per_file must be at least 1, got {rows_per_file}")
     rows = rows_of(captions)
-    made_from: dict[str, Any] = {
-        "captions": describe_captions(captions),
+    made_from = _without_captions(encoder, dtype, rows_per_file) | {"captions": describe_captions(captions)}
+    with sole_writer(folder):
+        earlier = _earlier_files(folder, made_from)
+        remove_partials(folder)
+        files = _write_all(folder, rows, encoder, TextProgress(format_version=1, made_from=made_from, files=earlier))
+        manifest = TextManifest.model_validate(
+            {
+                "format_version": 1,
+                "fingerprint": fingerprint_of(made_from),
+                "made_from": made_from,
+                "dtype": dtype,
+                "tokens": encoder.tokens,
+                "prompt_channels": encoder.sizes.prompt,
+                "pooled_channels": encoder.sizes.pooled,
+                "captions": rows,
+                "keys": _rows_by_key(captions, rows),
+                "files": files,
+            }
+        )
+        write_text(folder / MANIFEST_FILE, as_json(manifest))
+        (folder / UNFINISHED_FILE).unlink(missing_ok=True)
+        sync_folder(folder)
+    return TextStore(folder)
+
+
+def check_text_encoder(
+    folder: Path, encoder: TextEncoder, *, dtype: StoredDtype = "fp16", rows_per_file: int = ROWS_PER_FILE
+) -> None:
+    """Refuses a folder as :func:`write_text_store` would, as far as can be told before there are captions.
+
+    Raises:
+        UserError: The folder holds texts of another encoder, or stored otherwise; or its manifest is damaged.
+    """
+    _earlier_files(folder, _without_captions(encoder, dtype, rows_per_file), unknown="captions")
+
+
+def _without_captions(encoder: TextEncoder, dtype: StoredDtype, rows_per_file: int) -> dict[str, Any]:
+    return {
         "encoder": encoder.identity,
         "sizes": [encoder.tokens, *encoder.sizes],
         "dtype": dtype,
         "rows_per_file": rows_per_file,
     }
-    earlier = _earlier_files(folder, made_from)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    files = _write_all(folder, rows, encoder, TextProgress(format_version=1, made_from=made_from, files=earlier))
-    manifest = TextManifest.model_validate(
-        {
-            "format_version": 1,
-            "fingerprint": fingerprint_of(made_from),
-            "made_from": made_from,
-            "dtype": dtype,
-            "tokens": encoder.tokens,
-            "prompt_channels": encoder.sizes.prompt,
-            "pooled_channels": encoder.sizes.pooled,
-            "captions": rows,
-            "keys": _rows_by_key(captions, rows),
-            "files": files,
-        }
-    )
-    write_text(folder / MANIFEST_FILE, as_json(manifest))
-    (folder / UNFINISHED_FILE).unlink(missing_ok=True)
-    sync_folder(folder)
-    return TextStore(folder)
 
 
 def _rows_by_key(captions: Mapping[str, str], rows: list[str]) -> dict[str, int]:
@@ -311,21 +324,19 @@ def _stored(embeddings: Tensor, dtype: StoredDtype, texts: list[str]) -> Tensor:
     return stored
 
 
-def _earlier_files(folder: Path, made_from: dict[str, Any]) -> list[TextFileRecord]:
+def _earlier_files(folder: Path, made_from: dict[str, Any], unknown: str | None = None) -> list[TextFileRecord]:
     """The files that an earlier call with the same arguments left."""
     before: TextManifest | TextProgress
     if (folder / MANIFEST_FILE).is_file():
         before = parse(folder / MANIFEST_FILE, TextManifest)
     elif (folder / UNFINISHED_FILE).is_file():
         before = parse(folder / UNFINISHED_FILE, TextProgress)
-    elif folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; texts need a folder")
     else:
         return []
     changed = [
         f"{key} {before.made_from.get(key)} (now {made_from.get(key)})"
         for key in sorted(before.made_from.keys() | made_from.keys())
-        if before.made_from.get(key) != made_from.get(key)
+        if key != unknown and before.made_from.get(key) != made_from.get(key)
     ]
     if changed:
         raise UserError(

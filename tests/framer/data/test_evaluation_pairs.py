@@ -52,6 +52,53 @@ def test_pairs_made_otherwise_are_not_mixed(tmp_path: Path, changed: dict[str, o
         write_evaluation_pairs([path], tmp_path / "out", **changed)  # type: ignore[arg-type]
 
 
+def test_pairs_of_other_photographs_are_not_mixed(tmp_path: Path) -> None:
+    paths = [photograph(tmp_path / "in" / f"{name}.png", 32, 32, seed) for seed, name in enumerate("ab")]
+    write_evaluation_pairs(paths, tmp_path / "out")
+    with pytest.raises(UserError, match=r"other photographs \(b\); give another folder"):
+        write_evaluation_pairs(paths[:1], tmp_path / "out")
+    photograph(paths[0], 32, 32, seed=5)
+    with pytest.raises(UserError, match=r"other photographs \(a\); give another folder"):
+        write_evaluation_pairs(paths, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"{", b'{"scale": 4}', b"\xff", b'{"photographs": [1]}', b"[" * 9**5])
+def test_a_damaged_record_of_pairs_is_named(tmp_path: Path, content: bytes) -> None:
+    path = photograph(tmp_path / "a.png", 32, 32)
+    write_evaluation_pairs([path], tmp_path / "out")
+    (tmp_path / "out" / "pairs.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"pairs\.json is damaged: .*; remove its folder, or give another one"):
+        write_evaluation_pairs([path], tmp_path / "out")
+
+
+@pytest.mark.parametrize("output", ["ts", "ts/hr", "ts/hr/sub/new", "link", "ts/../ts"])
+def test_the_photographs_themselves_are_never_replaced(tmp_path: Path, output: str) -> None:
+    path = photograph(tmp_path / "ts" / "hr" / "a.png", 33, 34)
+    (tmp_path / "link").symlink_to(tmp_path / "ts")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="photographs"):
+        write_evaluation_pairs([path], tmp_path / output, root=tmp_path / "ts" / "hr")
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in (tmp_path / "ts").rglob("*")) == ["a.png", "hr"]
+
+
+def test_photographs_that_are_reached_by_a_link_are_not_replaced_either(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "ts" / "hr" / "a.png", 33, 34)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to(path)
+    with pytest.raises(UserError, match=r"holds what the photographs are read from, .*in/a\.png"):
+        write_evaluation_pairs([tmp_path / "in" / "a.png"], tmp_path / "ts", root=tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", ["hr", "lr"])
+def test_files_that_are_no_pairs_are_not_replaced(tmp_path: Path, name: str) -> None:
+    path = photograph(tmp_path / "a.png", 32, 32)
+    other = photograph(tmp_path / "out" / name / "a.png", 8, 8)
+    with pytest.raises(UserError, match=r"is there already, and no pairs\.json beside it"):
+        write_evaluation_pairs([path], tmp_path / "out")
+    assert read_image(other).shape == (8, 8, 3)
+
+
 def test_mistakes_are_named_before_anything_is_written(tmp_path: Path) -> None:
     good, small = photograph(tmp_path / "a.png", 32, 32), photograph(tmp_path / "small.png", 3, 40)
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -74,5 +121,10 @@ def test_the_command_takes_the_evaluation_photographs_of_a_configuration(
     assert main([*arguments, f"data.evaluation={tmp_path / 'in'}"]) == 0
     assert "1 photographs in hr" in capsys.readouterr().out
     assert read_image(tmp_path / "out/lr/a.png").shape == (8, 12, 3)
+    original = (tmp_path / "in/a.png").read_bytes()
+    inside = ["prepare", "--config", str(config), "--evaluation-pairs", str(tmp_path / "in/pairs")]
+    assert main([*inside, f"data.evaluation={tmp_path / 'in'}"]) == 2
+    assert (tmp_path / "in/a.png").read_bytes() == original
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.png"]
     assert main([*arguments, "data.evaluation=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err

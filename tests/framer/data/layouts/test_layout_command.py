@@ -119,3 +119,38 @@ def test_other_settings_than_the_pairs_are_refused_in_training(tmp_path: Path) -
     path.write_text(yaml.safe_dump({"output_dir": "unused", "data": {"train": str(output), "colour_jitter": True}}))
     with pytest.raises(UserError, match=r"data.colour_jitter=True"):
         with_shard_settings(load_config(TrainConfig, path, []))
+
+
+def test_texts_are_not_written_beside_shards_that_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+    folder, output = make_layout(tmp_path / "pairs", SEESR), tmp_path / "shards"
+    options = ("--from", folder, "--layout", "seesr", "--output", output, "--workers", "0")
+    assert prepare(*options, "--captions", "null") == 0
+    before = contents()
+    assert prepare(*options, "--captions", "null") == 0
+    assert contents() == before
+    capsys.readouterr()
+    for more, message in (
+        (("--captions", "null", "--text-encoder", "/no/such"), "made without embedded texts"),
+        (("--captions", "model:/no/such"), "--captions null (now model)"),
+        (("--text-encoder", "/no/such"), "--captions null (now --from)"),
+        (("--captions", "null", "--degradation", "light"), "--degradation heavy (now light)"),
+    ):
+        assert prepare(*options, *more) == 2
+        assert message in capsys.readouterr().err
+        assert contents() == before
+
+
+@pytest.mark.parametrize("output", ["pairs", "pairs/gt", "pairs/new/shards", "link"])
+def test_an_output_in_the_folder_of_the_pairs_is_refused(
+    tmp_path: Path, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs" / "gt").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "pairs" / "gt")
+    assert prepare("--from", tmp_path / "pairs", "--layout", "seesr", "--output", tmp_path / output) == 2
+    assert f"--output {tmp_path / output} lies in --from" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "pairs").rglob("*")] == ["gt"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from shard_cases import NumberedTexts, contents, photographs
 from framer.cli import main
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
+from framer.data import sources
+from framer.data.outputs import LOCK_FILE
 from framer.data.photographs import bundled_photographs
 from framer.data.shards.command import parse_size
 from framer.data.shards.manifest import read_manifest
@@ -154,7 +159,7 @@ def test_texts_are_not_written_beside_shards_without(
     assert _shard(config, tmp_path / "shards") == 0
     before = contents(tmp_path / "shards")
     assert _shard(config, tmp_path / "shards", "--captions", "null", "--text-encoder", "/no/such") == 2
-    assert "holds shards that were made without --captions" in capsys.readouterr().err
+    assert "made from something else: --captions None (now null)" in capsys.readouterr().err
     assert contents(tmp_path / "shards") == before
 
 
@@ -193,3 +198,55 @@ def test_sizes(text: str, size: int) -> None:
 def test_texts_that_are_no_size(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="expected a size such as 256MB"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("more", [["--text-encoder", "folder"], ["--captions", "model:/no/such"]])
+def test_other_texts_are_refused_before_anything_is_captioned_or_encoded(
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+) -> None:
+    monkeypatch.setattr(text_encoders, "load_text_encoder", lambda folder, **options: NumberedTexts())
+    assert _shard(config, tmp_path / "shards", "--captions", "null") == 0
+    before = contents(tmp_path / "shards")
+    assert _shard(config, tmp_path / "shards", "--captions", "null", *more) == 2
+    assert "--output" in (message := capsys.readouterr().err)
+    assert "without embedded texts" in message or "--captions null (now model)" in message
+    assert contents(tmp_path / "shards") == before
+
+
+def test_other_samples_and_encoders_are_refused_before_texts_are_written(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_encoders, "load_text_encoder", lambda folder, **options: NumberedTexts())
+    options = ["--captions", "null", "--text-encoder", "folder"]
+    assert _shard(config, tmp_path / "shards", *options) == 0
+    shutil.rmtree(tmp_path / "shards" / "texts")
+    before = contents(tmp_path / "shards")
+    assert _shard(config, tmp_path / "shards", *options, "seed=4") == 2
+    assert "seed 3 (now 4)" in capsys.readouterr().err
+    assert contents(tmp_path / "shards") == before
+    assert _shard(config, tmp_path / "shards", *options) == 0
+    before = contents(tmp_path / "shards")
+    monkeypatch.setattr(text_encoders, "load_text_encoder", lambda folder, **options: NumberedTexts(pooled=3))
+    assert _shard(config, tmp_path / "shards", *options) == 2
+    assert "encoder numbers, pooled None (now numbers, pooled 3)" in capsys.readouterr().err
+    assert contents(tmp_path / "shards") == before
+
+
+def test_an_output_that_cannot_be_written_is_found_first(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexpected(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("photographs were opened")
+
+    monkeypatch.setattr(sources, "open_photographs", unexpected)
+    (tmp_path / "file").touch()
+    assert _shard(config, tmp_path / "file" / "z") == 2
+    assert "file/z: Not a directory" in capsys.readouterr().err
+    with (tmp_path / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert _shard(config, tmp_path) == 2
+    assert f"another process is writing into {tmp_path}" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from shard_cases import contents
 
 from framer.cli import main
 from framer.data.images import write_png
-from framer.data.shards.manifest import read_manifest
+from framer.data.shards.manifest import UNFINISHED_FILE, read_manifest
 
 KILLS = 10
 _COMMAND = [sys.executable, "-c", "import sys; from framer.cli import main; sys.exit(main())"]
@@ -38,7 +38,7 @@ def _killed(arguments: list[str], folder: Path, delay: float) -> bool:
     """Starts the command and kills it some time after it began to write; whether it was still at work."""
     process = subprocess.Popen([*_COMMAND, *arguments, str(folder)], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not folder.exists() and process.poll() is None:
+    while not (folder / UNFINISHED_FILE).exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(delay)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from framer.cli import main
-from framer.data.images import read_image
+from framer.data.images import read_image, write_png
 from framer.data.photographs import bundled_photographs
 from framer.data.preview import write_preview
 
@@ -42,3 +43,18 @@ def test_what_is_missing_is_said(config: Path, tmp_path: Path, capsys: pytest.Ca
     assert "image folder /no/such/folder does not exist" in capsys.readouterr().err
     assert main(["prepare", "--config", str(config), "--preview", sheet, *large]) == 2
     assert "pixels are too few for crops of 4096x4096 pixels" in capsys.readouterr().err
+
+
+def test_no_photograph_is_replaced(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photograph = tmp_path / "photos" / "a.png"
+    write_png(photograph, np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    before = photograph.read_bytes()
+    for path in ("photos/a.png", "photos/new/sheet.png", "link/a.png", "photos/../photos/b.png"):
+        arguments = ["--preview", str(tmp_path / path), f"data.train={tmp_path / 'photos'}"]
+        assert main(["prepare", "--config", str(config), *arguments]) == 2
+        assert "lies in the folder of the photographs; give another path" in capsys.readouterr().err
+    assert main(["prepare", "--config", str(config), "--preview", str(tmp_path / "config.yaml")]) == 2
+    assert "config.yaml: expected a name that ends in .png" in capsys.readouterr().err
+    assert photograph.read_bytes() == before
+    assert list((tmp_path / "photos").iterdir()) == [photograph]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 from shard_cases import contents, dataset_of, make_shards
 
 from framer.data.images import write_png
+from framer.data.outputs import LOCK_FILE
 from framer.data.shards import writer
 from framer.data.shards.manifest import MANIFEST_FILE, UNFINISHED_FILE, read_manifest
 from framer.data.shards.stream_pairs import StreamPairs
@@ -111,8 +113,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from shard_cases import dataset_of, make_shards
 from framer.data.shards import stream_pairs
-png = stream_pairs._png
-stream_pairs._png = lambda image: (time.sleep(0.02), png(image))[1]
+png = stream_pairs.png_bytes
+stream_pairs.png_bytes = lambda pixels: (time.sleep(0.02), png(pixels))[1]
 make_shards(dataset_of([Path(path) for path in sys.argv[3:]]), Path(sys.argv[2]), workers=1)
 """
 
@@ -193,6 +195,21 @@ def test_the_folder_is_a_file(photos: list[Path]) -> None:
         make_shards(dataset_of(photos), photos[0])
 
 
+def test_a_folder_that_another_process_writes_into_is_refused(photos: list[Path], tmp_path: Path) -> None:
+    with (tmp_path / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is writing into"):
+            make_shards(dataset_of(photos), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(photos: list[Path], shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "out")
+    (tmp_path / "out" / ".000001.tar.0123abcd.partial").write_bytes(b"half")
+    make_shards(dataset_of(photos), tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(shards)
+
+
 def test_a_full_disk_keeps_the_shards_before(
     photos: list[Path], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +217,7 @@ def test_a_full_disk_keeps_the_shards_before(
     calls: list[int] = []
 
     def full(descriptor: int) -> None:
-        if "000002.tar.partial" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+        if "/.000002.tar." in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             calls.append(descriptor)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from framer.data.images import write_png
+from framer.data.outputs import LOCK_FILE
 from framer.data.texts.captions import captions_from_model, captions_from_text_files, without_forbidden_sentences
 from framer.data.texts.keys import photograph_key, photographs_by_key
 from framer.data.texts.sentences import split_sentences
@@ -227,3 +229,11 @@ def test_a_damaged_cache_is_named(photos: dict[str, Path], tmp_path: Path, line:
 def test_a_photograph_that_vanished_is_named(photos: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*gone\.png"):
         captions_from_model({"gone": tmp_path / "gone.png"}, _CountingCaptioner(), tmp_path / "captions.jsonl")
+
+
+def test_a_cache_that_another_process_writes_is_refused(photos: dict[str, Path], tmp_path: Path) -> None:
+    with (tmp_path / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is writing into"):
+            captions_from_model(photos, _CountingCaptioner(), tmp_path / "captions.jsonl")
+    assert not (tmp_path / "captions.jsonl").exists()

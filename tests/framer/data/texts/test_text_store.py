@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import pickle
 import random
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from text_store_cases import CAPTIONS, HashedTexts, contents, embeddings_of, make_store
 from torch.utils.data import DataLoader, Dataset
 
+from framer.data.outputs import LOCK_FILE
 from framer.data.texts.manifest import DTYPES, MANIFEST_FILE, UNFINISHED_FILE, StoredDtype
 from framer.data.texts.store import NULL_ROW, TextStore, verify_text_store, write_text_store
 from framer.errors import UserError
@@ -314,7 +316,7 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no texts\.json: it is no store of texts"):
         TextStore(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file; texts need a folder"):
+    with pytest.raises(UserError, match="is a file; give a folder"):
         make_store(tmp_path / "file")
 
 
@@ -337,3 +339,11 @@ def test_stores_go_to_other_processes(finished: Path) -> None:
     loader = DataLoader(_Rows(store), batch_size=None, num_workers=1, multiprocessing_context="spawn")
     for found, each in zip(loader, expected, strict=True):
         torch.testing.assert_close(found, each, rtol=0, atol=0)
+
+
+def test_a_folder_that_another_process_writes_into_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is writing into"):
+            make_store(tmp_path)
+    assert set(contents(tmp_path)) == {LOCK_FILE}
