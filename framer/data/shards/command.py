@@ -206,8 +206,10 @@ def _write(
     from framer.data.shards.writer import check_earlier, write_shards
     from framer.data.sources import open_photographs, photograph_root
 
-    photographs = open_photographs(config.data, seed=config.seed)
     root = photograph_root(config.data)
+    if root is not None and root.resolve() == folder.resolve():
+        raise UserError(f"--output {folder} is the folder of the photographs; give another one")
+    photographs = open_photographs(config.data, seed=config.seed)
     licences = licences_of(photographs.paths, bundled=root is None, stated=arguments.licence)
     source = StreamPairs(photographs, samples=arguments.samples, licences=licences)
     if arguments.captions is not None:

@@ -250,3 +250,12 @@ def test_an_output_that_cannot_be_written_is_found_first(
         fcntl.flock(file, fcntl.LOCK_EX)
         assert _shard(config, tmp_path) == 2
     assert f"another process is writing into {tmp_path}" in capsys.readouterr().err
+
+
+def test_shards_are_not_written_among_the_photographs(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(tmp_path / "photos")
+    assert _shard(config, tmp_path / "photos") == 2
+    assert "is the folder of the photographs; give another one" in capsys.readouterr().err
+    assert contents(tmp_path / "photos") == before
