@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from framer.errors import UserError
 
@@ -127,3 +128,26 @@ def sync_tree(folder: Path) -> None:
         elif path.is_dir():
             sync_folder(path)
     sync_folder(folder)
+
+
+def read_json_object(path: Path, *, expected: str, name: str | None = None) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: The file.
+        expected: What the message says should have been there, where the file is missing.
+        name: The setting or option that named the file, which messages begin with.
+
+    Raises:
+        UserError: The file is missing or damaged, or holds no object.
+    """
+    head = "" if name is None else f"{name}: "
+    if not path.is_file():
+        raise UserError(f"{head}{path} not found; expected {expected}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{head}{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{head}{path} is damaged: expected an object, got {type(content).__name__}")
+    return content

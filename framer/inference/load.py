@@ -16,6 +16,7 @@ from torch import nn
 from framer.config.model import ModelConfig
 from framer.config.objective import FIELDS, ObjectiveConfig
 from framer.errors import UserError
+from framer.files import read_json_object
 from framer.inference.restore import Restorer
 from framer.inference.tiled_latents import AutoencoderTiles, TiledLatents
 from framer.models.build import build_model
@@ -286,12 +287,4 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or damaged.
     """
-    if not path.is_file():
-        raise UserError(f"{path} not found; expected the folder that a run exported")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} is damaged: expected an object, got {type(settings).__name__}")
-    return settings
+    return read_json_object(path, expected="the folder that a run exported")

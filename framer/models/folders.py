@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from framer.config.model import ModelConfig
 from framer.errors import UserError
+from framer.files import read_json_object
 
 BASE_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "base"
 CONFIG_FILE = "config.json"
@@ -30,17 +30,8 @@ def read_model_config(folder: Path, *, key: str = "model.pretrained") -> dict[st
     Raises:
         UserError: It is missing or damaged.
     """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        hint = "'base' or a folder" if key == "model.pretrained" else "a folder"
-        raise UserError(f"{key}: {path} not found; expected {hint} written by diffusers' save_pretrained")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{key}: {path} is damaged: expected an object, got {type(content).__name__}")
-    return content
+    hint = "'base' or a folder" if key == "model.pretrained" else "a folder"
+    return read_json_object(folder / CONFIG_FILE, expected=f"{hint} written by diffusers' save_pretrained", name=key)
 
 
 def class_in_folder(folder: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from framer.errors import UserError
 from framer.extras import require
-from framer.files import file_sha256
+from framer.files import file_sha256, read_json_object
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: Final[dict[Precision, torch.dtype]] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,20 +27,12 @@ _SETTINGS: Final = frozenset({".json", ".txt", ".model", ".jinja"})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object in a JSON file.
+    """An object in a JSON file of a model's folder.
 
     Raises:
         UserError: The file is missing or damaged.
     """
-    if not path.is_file():
-        raise UserError(f"{path} not found; expected a folder as transformers' and diffusers' save_pretrained write it")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: expected an object, got {type(content).__name__}")
-    return content
+    return read_json_object(path, expected="a folder as transformers' and diffusers' save_pretrained write it")
 
 
 def weights_files(folder: Path) -> list[Path]:
