@@ -17,6 +17,10 @@ from framer.errors import UserError
 Item = TypeVar("Item")
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*", re.DOTALL)
+_WHY = (
+    "Killed means that the machine ran out of memory (see dmesg): lower data.workers or training.batch_size; a bus "
+    "error that /dev/shm is too small. data.workers=0 shows an error of the worker's own"
+)
 
 
 def loaded(loader: DataLoader[Item]) -> Iterator[Item]:
@@ -28,6 +32,8 @@ def loaded(loader: DataLoader[Item]) -> Iterator[Item]:
     try:
         with dead_workers_named():
             yield from loader
+    except (ConnectionError, EOFError) as error:  # it died while a batch was being handed over
+        raise UserError(f"a data worker has died: {str(error) or type(error).__name__}. {_WHY}") from error
     except UserError as error:
         # A worker wraps its error's message in its traceback, whose last line holds the message.
         lines = str(error).strip().splitlines()
@@ -50,11 +56,7 @@ def dead_workers_named() -> Iterator[None]:
         if found is None:
             raise
         cause = " ".join(found[0].split()).rstrip(".")
-        raise UserError(
-            f"a data worker has died: {cause}. Killed means that the machine ran out of memory (see dmesg): lower "
-            "data.workers or training.batch_size; a bus error that /dev/shm is too small. "
-            "data.workers=0 shows an error of the worker's own"
-        ) from error
+        raise UserError(f"a data worker has died: {cause}. {_WHY}") from error
 
 
 def leave_signals_to_parent(worker: int) -> None:

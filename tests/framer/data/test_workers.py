@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,16 @@ def test_ctrl_c_does_not_end_a_worker(tmp_path: Path) -> None:
     taken, error = _taken(signal.SIGINT, 1)
     assert error is None
     assert taken == list(range(9))
+
+
+@pytest.mark.parametrize("failure", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_told(failure: Exception) -> None:
+    class Broken(DataLoader[int]):
+        def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+            yield 0
+            raise failure
+
+    batches = loaded(Broken(_Failing(failure)))
+    assert next(batches) == 0
+    with pytest.raises(UserError, match=r"a data worker has died: .*data\.workers=0 shows"):
+        next(batches)

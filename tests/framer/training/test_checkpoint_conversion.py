@@ -14,6 +14,8 @@ from training_runs import read_steps, run_on_ranks, tiny_config, train_on_ranks
 from framer import cli
 from framer.training import command as train_command
 
+pytestmark = pytest.mark.slow
+
 BATCH = 4
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PRECISIONS = ("fp32", "bf16")
@@ -103,7 +105,6 @@ def test_goes_on_with_another_number_of_ranks(runs: Path, move: Move) -> None:
     _assert_went_on(runs, move)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("move", MORE_MOVES, ids=_name)
 def test_goes_on_with_another_number_of_ranks_in_every_stage(more_runs: Path, move: Move) -> None:
     _assert_went_on(more_runs, move)
@@ -114,7 +115,6 @@ def test_export_of_a_checkpoint_equals_the_run_s(runs: Path, move: Move, tmp_pat
     _assert_exports_the_same(runs / _name(move) / "run", tmp_path / "export")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("move", MORE_MOVES, ids=_name)
 def test_export_of_a_checkpoint_equals_the_run_s_in_every_stage(more_runs: Path, move: Move, tmp_path: Path) -> None:
     # Of one rank and of two.
@@ -127,7 +127,6 @@ def partly_frozen_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _run(tmp_path_factory.mktemp("frozen"), FROZEN_MOVES, model=trainable)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("move", FROZEN_MOVES, ids=_name)
 def test_frozen_parameters_go_along(partly_frozen_runs: Path, move: Move, tmp_path: Path) -> None:
     _assert_went_on(partly_frozen_runs, move)
@@ -206,7 +205,6 @@ for config in sys.argv[1:]:
 """
 
 
-@pytest.mark.slow
 def test_the_average_goes_along(tmp_path: Path) -> None:
     """Into exports, and to another number of ranks."""
     stages = (0, 2, 3)

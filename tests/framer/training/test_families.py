@@ -21,6 +21,7 @@ from framer.data.images import read_image
 from framer.data.photographs import bundled_photographs
 from framer.errors import UserError
 from framer.inference.load import load_restorer
+from framer.objectives import OneStep
 from framer.planning.activations import trace_micro_step
 from framer.training.command import main
 
@@ -137,8 +138,10 @@ def test_it_resumes_bit_for_bit(trained: tuple[Family, Path], tmp_path: Path) ->
 
 def test_the_export_restores_a_held_out_photograph_of_any_size(trained: tuple[Family, Path]) -> None:
     _, folder = trained
-    assert load_restorer(folder / "run/export").num_inference_steps == 1  # as evaluated
-    restorer = load_restorer(folder / "run/export", num_inference_steps=2)
+    restorer = load_restorer(folder / "run/export")
+    assert restorer.num_inference_steps == 1  # as evaluated
+    if not isinstance(restorer.objective, OneStep):
+        restorer = load_restorer(folder / "run/export", num_inference_steps=2)
     photograph = read_image(bundled_photographs("heldout")[0])
     upsampled = torch.from_numpy(photograph[:96, :64]).permute(2, 0, 1)[None].float() / 127.5 - 1
     restored = restorer(upsampled, seed=0)

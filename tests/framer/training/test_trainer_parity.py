@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from safetensors.torch import load_file
 from training_runs import read_steps, tiny_config, train_on_ranks
+
+pytestmark = pytest.mark.slow
 
 ONE_RANK: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -58,15 +58,15 @@ TWO_RANKS: dict[str, dict[str, Any]] = {
 TWO_RANKS_RESUMED = ("two-zero2", "two-zero3")
 
 
-FAST = ("plain", "zero3-checkpointing", "accumulation", "x0-space", "x0-space-checkpointing", "bf16", "two-zero3")
-
-
-def _run(folder: Path, names: Collection[str]) -> Path:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs, each in a folder of its name."""
+    folder = tmp_path_factory.mktemp("parity")
     for world_size, cases, resumed in ((1, ONE_RANK, RESUMED), (2, TWO_RANKS, TWO_RANKS_RESUMED)):
         configs = []
         # Stage 3 last: DeepSpeed then replaces torch's linear function, in the whole process, by one that rounds
         # differently.
-        for name in sorted(cases.keys() & names, key=lambda name: ("zero3" in name, name)):
+        for name in sorted(cases, key=lambda name: ("zero3" in name, name)):
             configs.append(tiny_config(folder / name, **cases[name]))
             if name in resumed:
                 halfway = {**cases[name], "training": {**cases[name].get("training", {}), "max_steps": 2}}
@@ -77,29 +77,7 @@ def _run(folder: Path, names: Collection[str]) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def fast_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _run(tmp_path_factory.mktemp("parity"), FAST)
-
-
-@pytest.fixture(scope="module")
-def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _run(tmp_path_factory.mktemp("parity"), ONE_RANK.keys() | TWO_RANKS.keys())
-
-
-@pytest.fixture
-def runs(request: pytest.FixtureRequest) -> Path:
-    """The runs that a test of this name needs, and what they are compared with."""
-    slow = request.node.get_closest_marker("slow") is not None
-    folder: Path = request.getfixturevalue("all_runs" if slow else "fast_runs")
-    return folder
-
-
-def _marked(*names: str) -> list[ParameterSet]:
-    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", _marked(*RESUMED, *TWO_RANKS_RESUMED))
+@pytest.mark.parametrize("name", [*RESUMED, *TWO_RANKS_RESUMED])
 def test_resumed_halfway_equals_bit_for_bit(runs: Path, name: str) -> None:
     resumed = runs / f"{name}-resumed"
     assert read_steps(resumed) == read_steps(runs / name)
@@ -129,13 +107,13 @@ def _assert_same_run(runs: Path, name: str, reference: str, tolerance: float) ->
 
 @pytest.mark.parametrize(
     "name",
-    _marked("checkpointing", "zero1", "zero2", "zero3", "zero3-checkpointing", "two-zero0", "two-zero2", "two-zero3"),
+    ["checkpointing", "zero1", "zero2", "zero3", "zero3-checkpointing", "two-zero0", "two-zero2", "two-zero3"],
 )
 def test_equals_the_plain_run(runs: Path, name: str) -> None:
     _assert_same_run(runs, name, "plain", 2e-4)
 
 
-@pytest.mark.parametrize("name", _marked("x0-space-checkpointing", "two-zero3-x0-checkpointing"))
+@pytest.mark.parametrize("name", ["x0-space-checkpointing", "two-zero3-x0-checkpointing"])
 def test_equals_in_feature_space_x0(runs: Path, name: str) -> None:
     _assert_same_run(runs, name, "x0-space", 2e-4)
 
@@ -144,9 +122,9 @@ def test_equals_in_feature_space_x0(runs: Path, name: str) -> None:
     ("name", "reference", "tolerance"),
     [
         ("bf16", "plain", 2e-2),
-        pytest.param("fp16", "plain", 2e-3, marks=pytest.mark.slow),
-        pytest.param("bf16-zero3", "bf16", 2e-2, marks=pytest.mark.slow),
-        pytest.param("fp16-zero3", "fp16", 2e-3, marks=pytest.mark.slow),
+        ("fp16", "plain", 2e-3),
+        ("bf16-zero3", "bf16", 2e-2),
+        ("fp16-zero3", "fp16", 2e-3),
     ],
 )
 def test_equals_in_half_precision(runs: Path, name: str, reference: str, tolerance: float) -> None:

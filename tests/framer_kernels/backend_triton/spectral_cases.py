@@ -35,6 +35,7 @@ SMALL = [
     (1, 1, 5, 4),
 ]
 LARGE = [(3, 17, 8, 8), (5, 3, 9, 16), (2, 9, 32, 32), (2, 6, 28, 48), (2, 4, 64, 64)] * 2
+SHAPES = {"few": SMALL[:4], "small": SMALL, "large": LARGE}
 ARITHMETIC = [
     ("float32", "bf16x3"),
     ("float32", "ieee"),
@@ -45,9 +46,9 @@ ARITHMETIC = [
 CUTOFFS = [0.25, 0.6, 0.4]
 
 
-def cases(*, large: bool) -> list[Case]:
+def cases(size: str) -> list[Case]:
     out = []
-    for k, shape in enumerate(LARGE if large else SMALL):
+    for k, shape in enumerate(SHAPES[size]):
         for kind, representation in KINDS:
             n = len(out)
             dtype, precision = ARITHMETIC[n % len(ARITHMETIC)]
@@ -83,5 +84,5 @@ if __name__ == "__main__":
         print(json.dumps({"name": f"isolation {case.name}", "errors": parity_cases.run_isolation(case)}), flush=True)
     case = Case((2, 3, 8, 8), "tokens", "float32", "bf16x3", (1, 2, 0), 0.25, True, representation="magnitude")
     print(json.dumps({"name": f"dead {case.name}", "errors": run_dead(case)}), flush=True)
-    for case in cases(large=sys.argv[1] == "large"):
+    for case in cases(sys.argv[1]):
         print(json.dumps({"name": case.name, "errors": parity_cases.run(case)}), flush=True)

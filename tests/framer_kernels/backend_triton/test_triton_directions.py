@@ -29,12 +29,14 @@ def findings() -> dict[str, dict[str, float]]:
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_constant_map_has_no_gradient_in_the_high_band(findings: dict[str, dict[str, float]], precision: str) -> None:
     assert findings[precision]["constant"] == 0.0
 
 
 # Of a band of 1e-3 (tf32: 2e-2) of the map: what the precision leaves of the low band, divided by that.
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "limit"), [("ieee", 1e-4), ("bf16x3", 3e-3), ("tf32", 1e-2)])
 def test_a_small_high_band_keeps_its_gradient(
     findings: dict[str, dict[str, float]], precision: str, limit: float
