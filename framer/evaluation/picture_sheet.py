@@ -66,7 +66,7 @@ def _row(evaluation: Evaluation, columns: list[Run], index: int) -> _Row:
     captions = []
     for run in columns:
         values = [
-            f"{result.metric.label} {result.values[run.name][index]:.4g}"
+            f"{result.metric.label} {result.values[run.name][index]:.{result.metric.decimals}f}"
             for result in evaluation.results
             if isinstance(result, Measured) and not result.of_sets and run.name in result.values
         ]
