@@ -95,7 +95,8 @@ def meet(place: Place, *, seconds: int) -> Store:
     try:
         listener = TCPStore(
             place.master_addr,
-            place.master_port,
+            # Of one process nobody else asks for the port, which another run may have.
+            place.master_port if place.world_size > 1 or agent else 0,
             place.world_size,
             is_master=place.rank == 0 and not agent,
             timeout=timeout,

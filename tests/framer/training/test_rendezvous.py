@@ -120,3 +120,10 @@ def test_a_port_that_is_taken() -> None:
         place = Place(0, 2, 0, "127.0.0.1", taken.getsockname()[1])
         with pytest.raises(UserError, match=r"rank 0 cannot listen on 127.0.0.1:\d+ .*is another run on that port"):
             meet(place, seconds=1)
+
+
+def test_one_process_does_not_mind_a_port_that_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        meet(Place(0, 1, 0, "127.0.0.1", taken.getsockname()[1]), seconds=1)
