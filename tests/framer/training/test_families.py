@@ -271,6 +271,8 @@ def test_200_steps_on_the_photographs(name: str, tmp_path: Path) -> None:
     losses = [step["noise_loss"] for step in read_steps(tmp_path)]
     assert len(losses) == 200
     assert fmean(losses[-40:]) < fmean(losses[:40])
-    restorer = load_restorer(tmp_path / "run/export", num_inference_steps=4)
+    restorer = load_restorer(tmp_path / "run/export")
+    if not isinstance(restorer.objective, OneStep):
+        restorer = load_restorer(tmp_path / "run/export", num_inference_steps=4)
     upsampled = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert restorer(upsampled, seed=0).isfinite().all()
