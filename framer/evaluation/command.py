@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from framer.arguments import given_path, given_text
 from framer.errors import UserError
 from framer.evaluation.protocols import PROTOCOLS, choose_metrics
 from framer.evaluation.published import PUBLISHED
@@ -21,14 +22,20 @@ PLOT_FILE: Final = "comparison.png"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument(
-        "runs", nargs="*", metavar="FOLDER", help="pictures to judge; runs are called like them, or by --name"
+        "runs",
+        nargs="*",
+        type=given_text,
+        metavar="FOLDER",
+        help="pictures to judge; runs are called like them, or by --name",
     )
     parser.add_argument(
         "--name", action="append", default=[], metavar="NAME=FOLDER", help="one more run, with its name; repeatable"
     )
-    parser.add_argument("--reference", type=Path, metavar="FOLDER", help="the originals, with the same file names")
     parser.add_argument(
-        "--lr", type=Path, metavar="FOLDER", help="the LR images: adds their bicubic enlargement as the first run"
+        "--reference", type=given_path, metavar="FOLDER", help="the originals, with the same file names"
+    )
+    parser.add_argument(
+        "--lr", type=given_path, metavar="FOLDER", help="the LR images: adds their bicubic enlargement as the first run"
     )
     parser.add_argument(
         "--protocol", choices=sorted(PROTOCOLS), required=True, help="which metrics, and which variants"
@@ -47,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(PUBLISHED),
         help="published numbers of the same pictures, to check the evaluator by",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the table, JSON, CSV and plot")
+    parser.add_argument(
+        "-o", "--output", type=given_path, required=True, help="folder of the table, JSON, CSV and plot"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
