@@ -12,7 +12,7 @@ from framer.arguments import given_path, given_text
 from framer.errors import UserError
 from framer.evaluation.protocols import PROTOCOLS, choose_metrics
 from framer.evaluation.published import PUBLISHED
-from framer.files import check_writable
+from framer.files import check_writable, writing
 
 HELP = "Measure folders of pictures by a stated protocol, and compare them picture by picture."
 
@@ -100,6 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
             download=arguments.download,
         )
     )
+    for name in (PLOT_FILE, SHEET_FILE):  # an earlier evaluation's would lie beside a table that is not theirs
+        with writing(output / name):
+            (output / name).unlink(missing_ok=True)
     sys.stdout.write(write_results(output, evaluation, published=published))
     if any(True for _ in measured_per_picture(evaluation)):
         sys.stdout.write(f"\n{output / PLOT_FILE}: {plot_comparison(output / PLOT_FILE, evaluation)}\n")

@@ -361,6 +361,21 @@ def test_measuring_again_replaces_the_results(folders):
     assert not [path for path in (folders / "out").iterdir() if path.name.startswith(".")]
 
 
+def test_pictures_of_an_earlier_evaluation_do_not_stay_beside_a_table_that_is_not_theirs(folders, monkeypatch):
+    evaluate(folders, "good")
+    (folders / "out" / "notes.txt").write_text("mine")
+    evaluate(folders, "good", reference=None, extra=["--metrics", "psnr"])
+    left = ["evaluation.json", "evaluation.md", "notes.txt", "per_image.csv", "pictures.png"]
+    assert sorted(path.name for path in (folders / "out").iterdir()) == left
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(comparison_plot, "plot_comparison", full)
+    assert evaluate(folders, "bad") == 2
+    assert not list((folders / "out").glob("*.png"))
+
+
 def test_published_numbers_stand_beside_the_measured(folders, capsys):
     evaluate(folders, "good", protocol="osediff", extra=["--published", "osediff-realsr"])
     table = capsys.readouterr().out
