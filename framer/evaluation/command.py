@@ -18,6 +18,8 @@ HELP = "Measure folders of pictures by a stated protocol, and compare them pictu
 
 PLOT_FILE: Final = "comparison.png"
 
+EXIT_NOT_COMPUTED: Final = 1
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
@@ -40,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol", choices=sorted(PROTOCOLS), required=True, help="which metrics, and which variants"
     )
-    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="some of the protocol's metrics; default all")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="METRIC",
+        help="some of the protocol's metrics; default all; exit status 1 where one named here cannot be computed",
+    )
     parser.add_argument(
         "--border", type=int, default=0, help="pixels of each side cut off before anything is measured, default 0"
     )
@@ -60,7 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures the folders and writes the results; the exit status."""
+    """Measures the folders and writes the results.
+
+    Returns:
+        Exit status: 1 where a metric that ``--metrics`` names could not be computed.
+    """
     named = [_named_by_folder(text) for text in arguments.runs]
     named += [_split_name(text) for text in arguments.name]
     if not named:
@@ -83,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(output)
 
     from framer.evaluation.comparison_plot import plot_comparison
-    from framer.evaluation.folders import Settings, evaluate_folders
+    from framer.evaluation.folders import NotComputed, Settings, evaluate_folders
     from framer.evaluation.picture_sheet import SHEET_FILE, write_picture_sheet
     from framer.evaluation.results import measured_per_picture, write_results
 
@@ -107,7 +118,12 @@ def run(arguments: argparse.Namespace) -> int:
     if any(True for _ in measured_per_picture(evaluation)):
         sys.stdout.write(f"\n{output / PLOT_FILE}: {plot_comparison(output / PLOT_FILE, evaluation)}\n")
     sys.stdout.write(f"\n{output / SHEET_FILE}: {write_picture_sheet(output / SHEET_FILE, evaluation)}\n")
-    return 0
+    if metrics is None:
+        return 0
+    lacking = [result for result in evaluation.results if isinstance(result, NotComputed)]
+    for result in lacking:
+        sys.stderr.write(f"not computed: {result.metric.name}: {result.reason}\n")
+    return EXIT_NOT_COMPUTED if lacking else 0
 
 
 def _named_by_folder(text: str) -> tuple[str, Path]:

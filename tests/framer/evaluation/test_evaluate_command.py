@@ -157,6 +157,14 @@ def test_without_originals_what_needs_them_is_named_and_niqe_is_there(folders, c
     assert table.count("| not computed, because `it compares with the originals") == 5
 
 
+def test_metrics_asked_for_by_name_and_not_computed_are_a_failure_and_the_others_are_written(folders, capsys):
+    assert evaluate(folders, "good", reference=None, extra=["--metrics", "ssim", "niqe", "psnr"]) == 1
+    assert math.isfinite(results(folders)["metrics"]["niqe"]["means"]["good"]["value"])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not computed")]
+    reason = "it compares with the originals; give their folder as --reference"
+    assert lines == [f"not computed: {name}: {reason}" for name in ("psnr", "ssim")]
+
+
 @pytest.mark.parametrize("protocol", ["framer", "osediff"])
 def test_every_metric_of_the_protocol_has_a_line_in_the_table(folders, capsys, protocol):
     evaluate(folders, "good", protocol=protocol)
@@ -362,9 +370,10 @@ def test_measuring_again_replaces_the_results(folders):
 
 
 def test_pictures_of_an_earlier_evaluation_do_not_stay_beside_a_table_that_is_not_theirs(folders, monkeypatch):
-    evaluate(folders, "good")
+    psnr = ["--metrics", "psnr"]
+    evaluate(folders, "good", extra=psnr)
     (folders / "out" / "notes.txt").write_text("mine")
-    evaluate(folders, "good", reference=None, extra=["--metrics", "psnr"])
+    evaluate(folders, "good", reference=None, extra=psnr)
     left = ["evaluation.json", "evaluation.md", "notes.txt", "per_image.csv", "pictures.png"]
     assert sorted(path.name for path in (folders / "out").iterdir()) == left
 
@@ -372,7 +381,7 @@ def test_pictures_of_an_earlier_evaluation_do_not_stay_beside_a_table_that_is_no
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(comparison_plot, "plot_comparison", full)
-    assert evaluate(folders, "bad") == 2
+    assert evaluate(folders, "bad", extra=psnr) == 2
     assert not list((folders / "out").glob("*.png"))
 
 
