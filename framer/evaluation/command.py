@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,6 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _named_by_folder(text: str) -> tuple[str, Path]:
     folder = Path(text).expanduser().absolute()
+    if "=" in text and not folder.exists():
+        raise UserError(f"image folder {folder} does not exist; to name a run, give --name {shlex.quote(text)}")
     # A link is called as it is typed; '.' and '..' say no name.
     return (folder.resolve().name if Path(text).name in ("", "..") else folder.name), folder
 

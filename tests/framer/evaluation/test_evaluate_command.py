@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import shlex
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -321,19 +322,25 @@ def test_runs_of_the_same_name_must_be_named_apart(folders, capsys):
     other = folders / "elsewhere" / "good"
     other.parent.mkdir()
     (folders / "bad").rename(other)
-    assert "more than one run is called good" in refused(capsys, evaluate(folders, "good", "elsewhere/good"))
+    message = "more than one run is called good; name them apart with --name NAME=FOLDER"
+    assert message in refused(capsys, evaluate(folders, "good", "elsewhere/good"))
     assert evaluate(folders, "good", extra=["--name", f"second try={other}"]) == 0
     assert list(results(folders)["runs"]) == ["good", "second try"]
 
 
 def test_bicubic_is_no_name_for_a_run_beside_lr(folders, capsys):
     extra = ["--lr", folders / "lr", "--name", f"bicubic={folders / 'bad'}"]
-    assert "a run cannot be called bicubic" in refused(capsys, evaluate(folders, "good", extra=extra))
+    message = "a run cannot be called bicubic, which means another folder here; give --name NAME=FOLDER"
+    assert message in refused(capsys, evaluate(folders, "good", extra=extra))
 
 
 def test_nothing_to_judge_and_missing_folders_are_told(folders, capsys):
     assert "give at least one folder" in refused(capsys, evaluate(folders))
     assert "does not exist" in refused(capsys, evaluate(folders, "nowhere"))
+    named = f"ours={folders / 'good'}"
+    assert f"to name a run, give --name {shlex.quote(named)}" in refused(capsys, evaluate(folders, extra=[named]))
+    (folders / "good").rename(folders / "lr=0.1")
+    assert evaluate(folders, "lr=0.1", extra=["--metrics", "psnr"]) == 0
 
 
 def test_output_inside_a_folder_of_pictures_is_refused(folders, capsys):
