@@ -26,6 +26,9 @@ def require(module: str, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
             raise
-        raise MissingExtraError(
-            f"{error.name} is not installed; install it with: pip install 'framer-diffusion[{extra}]'"
-        ) from error
+        raise MissingExtraError(f"{error.name} is not installed; {how_to_install(extra)}") from error
+
+
+def how_to_install(extra: str) -> str:
+    """What to do for an extra of this package, which is installed from its repository: no package index has it."""
+    return f"install it in the clone of this repository with: pip install -c constraints.txt -e '.[{extra}]'"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from framer.errors import MissingExtraError, UserError
+from framer.extras import how_to_install
 
 Split = Literal["train", "validation", "heldout"]
 """What a photograph is for: `train` is learnt from, settings are chosen on `validation`, and `heldout` is
@@ -123,7 +124,7 @@ def _installed_path(photograph: Photograph) -> Path:
     if spec is None or spec.origin is None:
         raise MissingExtraError(
             f"the photograph {photograph.name} comes with {photograph.package}, which is not installed; "
-            "install it with: pip install 'framer-diffusion[train]'"
+            f"{how_to_install('train')}"
         )
     path = Path(spec.origin).parent.joinpath(*photograph.file.split("/"))
     if not path.is_file():

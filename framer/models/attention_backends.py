@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from framer.errors import ConfigError, UserError
+from framer.extras import how_to_install
 from framer.models.attention import attention_modules
 
 SETTING: Final = "model.attention_backend"
@@ -76,7 +77,9 @@ def check_attention_backend(name: str, *, device: torch.device, dtype: torch.dty
     try:
         attention_dispatch._check_attention_backend_requirements(backend)
     except RuntimeError as error:
-        lacking.append(f"{error}{_extra(name)}")
+        lacking.append(str(error))
+        if name == XFORMERS:
+            lacking.append(how_to_install(XFORMERS))
     if lacking:
         raise UserError(f"{SETTING}={name} cannot be used: {'; '.join(lacking)}")
 
@@ -288,7 +291,3 @@ def _attention_and_gradients(
             return output, None, None, None
         (output * weight).sum().backward()  # type: ignore[no-untyped-call]
     return output.detach(), query.grad, key.grad, value.grad
-
-
-def _extra(name: str) -> str:
-    return " pip install 'framer-diffusion[xformers]' does." if name == XFORMERS else ""

@@ -29,13 +29,16 @@ def test_an_installed_library_is_returned() -> None:
 
 @pytest.mark.parametrize("module", ["no_such_library", "no_such_library.part.of.it"])
 def test_a_missing_library_names_the_extra_that_installs_it(module: str) -> None:
-    expected = r"no_such_library is not installed; install it with: pip install 'framer-diffusion\[train\]'"
+    expected = (
+        "no_such_library is not installed; "
+        r"install it in the clone of this repository with: pip install -c constraints\.txt -e '\.\[train\]'"
+    )
     with pytest.raises(MissingExtraError, match=expected):
         require(module, extra="train")
 
 
 def test_a_missing_part_of_an_installed_library(library: Path) -> None:
-    with pytest.raises(MissingExtraError, match=r"some_library\.part is not installed; .*framer-diffusion\[test\]"):
+    with pytest.raises(MissingExtraError, match=r"some_library\.part is not installed; .*-e '\.\[test\]"):
         require("some_library.part", extra="test")
 
 

@@ -65,7 +65,7 @@ def test_unknown_split() -> None:
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"coffee comes with skimage.*framer-diffusion\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"coffee comes with skimage.*-e '\.\[train\]"):
         bundled_photographs("train")
 
 

@@ -204,7 +204,7 @@ INSTALLED = {
     "_flash": "FA3 beta release",
     "sage": "sageattention>=2.1.1",
     "_sage": "sageattention>=2.1.1",
-    "xformers": "pip install 'framer-diffusion[xformers]'",
+    "xformers": "pip install -c constraints.txt -e '.[xformers]'",
     "_native_npu": "torch_npu",
     "_native_xla": "torch_xla",
 }

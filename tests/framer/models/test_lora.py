@@ -321,7 +321,7 @@ def test_one_word_is_a_list_of_one() -> None:
 
 def test_peft_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingExtraError, match=r"framer-diffusion\[lora\]"):
+    with pytest.raises(MissingExtraError, match=r"-e '\.\[lora\]"):
         add_lora(_model(), LoraConfig(), seed=0)
 
 

@@ -154,7 +154,7 @@ def test_weight_zero_needs_no_library() -> None:
 
 def test_lpips_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(MissingExtraError, match=r"framer-diffusion\[lpips\]"):
+    with pytest.raises(MissingExtraError, match=r"-e '\.\[lpips\]"):
         objective(lpips_weight=1.0)
 
 
