@@ -299,6 +299,16 @@ def test_texts_of_other_sizes_are_named(case: str, sizes: TextSizes, message: st
         RestorationModel(step.model, step.config.model, CPU, null_text=null)
 
 
+def test_a_text_for_all_is_as_long_as_the_images_own(tmp_path: Path) -> None:
+    step = MicroStep(tmp_path, "sd3")
+    path = family_folders.texts(tmp_path / "named.safetensors", prompt=8, pooled=8)
+    model = step.config.model.model_copy(update={"text_embeddings": str(path)})
+    config = step.config.model_copy(update={"model": model})
+    check_texts(step.model, config, text_of(SD3_TEXT, seed=0))
+    with pytest.raises(UserError, match=r"named.safetensors has 5 text tokens, but the images' own texts have 7"):
+        check_texts(step.model, config, text_of(SD3_TEXT, seed=0, tokens=7))
+
+
 def test_the_base_models_texts_must_fit_too(tmp_path: Path) -> None:
     step = MicroStep(tmp_path, "score")
     null = text_of(TextSizes(8, None), seed=0)
