@@ -44,6 +44,9 @@ class FramerConfig(ConfigSection):
     | `paper`    | radial 0.25   | complex        | 1           | sum    | 1.0    | no               |
     | `released` | quantile 0.2  | magnitude      | 1           | mean   | 0.1    | yes              |
 
+    The released script's arithmetic needs clean latents as features, although its docstring speaks of hidden states, so
+    parity with it takes ``feature_space: x0`` beside the preset.
+
     Another ``method`` puts another alignment loss in FRAMER's place (``docs/alignment.md``) and has defaults of its own
     for ``students``, ``teacher`` and ``weight``. A setting that has no effect on it is refused. A method's own section
     alone, such as ``repa``, chooses the method.

@@ -75,7 +75,8 @@ class ObjectiveConfig(ConfigSection):
     lpips_weight: NonNegativeFloat = 0.0
     """``one_step``: weight of LPIPS with VGG features; 2 in PiSA-SR's second stage."""
     csd_weight: NonNegativeFloat = 0.0
-    """``one_step``: weight of classifier score distillation (arXiv 2310.19415); 1 in PiSA-SR's second stage."""
+    """``one_step``: weight of classifier score distillation (arXiv 2310.19415); 1 in PiSA-SR's second stage, whose
+    gradient is then the same: twice the score's over the number of latents."""
     csd_guidance: PositiveFloat = 7.5
     """``one_step``: guidance scale of the model that score distillation asks."""
     csd_base: str | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from framer.data.buckets import BucketOrder, CropSize
@@ -13,7 +12,6 @@ from framer.data.dataset import RealISRDataset
 from framer.data.samples import Sample
 from framer.errors import UserError
 from framer.listing import some_of
-from framer.seeding import derived_seed
 
 if TYPE_CHECKING:
     from framer.data.texts.store import TextStore
@@ -22,22 +20,18 @@ if TYPE_CHECKING:
 class CaptionedPhotographs(Dataset[Sample]):
     """The samples of photographs, with the embeddings of their photographs' texts.
 
-    Images are those that the photographs alone would give. A sample's text is dropped by draws from the seed and its
-    number alone.
+    Images are those that the photographs alone would give.
 
     Args:
         photographs: The samples.
         store: The texts.
         root: The folder that was searched for photographs, see ``photograph_key``; None for the bundled ones.
-        null_text_probability: How often a sample has the empty text in the place of its own, in [0, 1].
 
     Raises:
         UserError: Photographs have no text, which names the first few, or two of them cannot be told apart.
     """
 
-    def __init__(
-        self, photographs: RealISRDataset, store: TextStore, *, root: Path | None, null_text_probability: float = 0.0
-    ) -> None:
+    def __init__(self, photographs: RealISRDataset, store: TextStore, *, root: Path | None) -> None:
         from framer.data.texts.keys import photographs_by_key
 
         keyed = photographs_by_key(photographs.paths, root)
@@ -49,7 +43,6 @@ class CaptionedPhotographs(Dataset[Sample]):
             )
         self.buckets: list[CropSize] = photographs.buckets
         self.bucket_sizes: list[int] = photographs.bucket_sizes
-        self.null_text_probability = null_text_probability
         self._photographs = photographs
         self._store = store
         self._rows = {path: store.row_of(key) for key, path in keyed.items()}
@@ -74,24 +67,9 @@ class CaptionedPhotographs(Dataset[Sample]):
         Raises:
             UserError: The photograph or its text can no longer be read.
         """
-        from framer.data.texts.store import NULL_ROW
-
         sample = self._photographs.sample(bucket, place, index)
-        dropped = drops_text(self._photographs.seed, index, self.null_text_probability)
-        row = NULL_ROW if dropped else self._rows[self._photographs.photograph_at(bucket, place)]
-        text = self._store.embeddings(row)
+        text = self._store.embeddings(self._rows[self._photographs.photograph_at(bucket, place)])
         sample["prompt_embeds"] = text.prompt
         if text.pooled is not None:
             sample["pooled_prompt_embeds"] = text.pooled
         return sample
-
-
-def drops_text(seed: int, index: int, probability: float) -> bool:
-    """Whether a sample has the empty text in the place of its own.
-
-    Args:
-        seed: The run's.
-        index: The sample's number in the training stream.
-        probability: In [0, 1].
-    """
-    return bool(np.random.default_rng(derived_seed(seed, "null text", index)).random() < probability)

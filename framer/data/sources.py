@@ -46,15 +46,13 @@ def open_source(data: DataConfig, *, seed: int) -> SampleSource:
         photographs = open_photographs(data, seed=seed)
         if store is None:
             return photographs
-        root = photograph_root(data)
-        return CaptionedPhotographs(photographs, store, root=root, null_text_probability=data.null_text_probability)
+        return CaptionedPhotographs(photographs, store, root=photograph_root(data))
     return ShardDataset(
         folder,
         read_manifest(folder),
         seed=seed,
         horizontal_flip=data.horizontal_flip,
         quarter_turns=data.quarter_turns,
-        null_text_probability=data.null_text_probability,
     )
 
 

@@ -54,7 +54,8 @@ def degrade_batch(hr: Tensor, draws: Sequence[DegradationDraw], *, threads: int 
 
     The results are those of `framer.data.degradations.apply_degradation` with the same draws, but for what rounding to
     8 bits and JPEG make of the last digits of floating point. Draws that `degrade` returns are taken too, but only
-    `draw_degradation`'s have Poisson noise that such digits leave alone.
+    `draw_degradation`'s have Poisson noise that such digits leave alone. Where OpenCV 5.0's `area` takes a wrong row or
+    column, at a few enlargements such as 512 to 644, 694 and 748 or 96 to 106, 130 and 136, this takes the right one.
 
     Args:
         hr: ``float32 [B, 3, H, W]`` RGB in ``[0, 1]`` on any device.

@@ -382,9 +382,14 @@ def _texts(model: RestoringModel, jobs: Sequence[Job], arguments: argparse.Names
 
     texts = None if arguments.prompts is None else read_prompts(arguments.prompts.expanduser(), jobs)
     encoder = load_text_encoder(
-        arguments.text_encoder.expanduser(), device=model.restoration.device, precision=arguments.precision or "fp32"
+        arguments.text_encoder.expanduser(),
+        device=model.restoration.device,
+        precision=arguments.precision or "fp32",
+        tokens=model.text_tokens,
     )
-    prompts = Prompts(encoder.encode, model.text_sizes, arguments.guidance_scale, arguments.negative_prompt)
+    prompts = Prompts(
+        encoder.encode, model.text_sizes, model.text_tokens, arguments.guidance_scale, arguments.negative_prompt
+    )
     prompts.of("")  # an encoder for another model is refused before the first image
     common = {"text-encoder": encoder.identity, "guidance-scale": arguments.guidance_scale}
     if arguments.guidance_scale != 1:

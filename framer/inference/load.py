@@ -23,7 +23,7 @@ from framer.models.build import build_model
 from framer.models.folders import BASE_FOLDER
 from framer.models.restoration import RESTORATION_FILE
 from framer.models.restoration_model import RestorationModel
-from framer.models.text import TextEmbeddings, TextSizes, text_embeddings
+from framer.models.text import TextEmbeddings, TextSizes, check_tokens, text_embeddings
 from framer.objectives import Objective, OneStep, build_objective
 
 Precision = Literal["fp32", "bf16"]
@@ -57,6 +57,12 @@ class RestoringModel:
         """Of the text embeddings that the model takes."""
         return self.restoration.backbone.text_sizes(self.restoration.model)
 
+    @property
+    def text_tokens(self) -> int | None:
+        """Tokens of the texts that it was trained with; None where it had none, but a single token of zeros."""
+        tokens = len(self.restoration.text.prompt)
+        return tokens if tokens > 1 else None
+
     def fingerprint(self) -> str:
         """SHA-256 of what results depend on: parameters, text and settings; folders, which may move, are left out."""
         digest = hashlib.sha256()
@@ -82,7 +88,9 @@ class RestoringModel:
         Raises:
             UserError: The file is missing, damaged or not for the model.
         """
-        return text_embeddings(ModelConfig(negative_text_embeddings=str(file)), self.text_sizes, negative=True)
+        text = text_embeddings(ModelConfig(negative_text_embeddings=str(file)), self.text_sizes, negative=True)
+        check_tokens(text, self.text_tokens, name=str(file))
+        return text
 
     def restorer(
         self,
@@ -216,7 +224,10 @@ def load_restoring_model(
     model = build_model(parsed.model, seed=0).eval().requires_grad_(False)
     # Not the model's own method, which warns about parameters that from_pretrained would keep in float32.
     nn.Module.to(model, device, DTYPES[precision or "fp32"])
-    return restoring_model(RestorationModel(model, parsed.model, device), settings, parsed)
+    restoration = RestorationModel(model, parsed.model, device)
+    if settings.get("null_text") is not None:  # images had texts of their own, of which the settings know the length
+        check_tokens(restoration.text, parsed.model.text_tokens, name=str(parsed.model.text_embeddings))
+    return restoring_model(restoration, settings, parsed)
 
 
 def _update(digest: hashlib._Hash, name: str, value: torch.Tensor) -> None:

@@ -32,7 +32,7 @@ from framer.models.controlled import ControlledModel
 from framer.models.latents import VaeLatents
 from framer.models.restoration import RESTORATION_FILE
 from framer.models.restoration_model import RestorationModel
-from framer.models.text import POOLED, PROMPT, TextEmbeddings, TextSizes
+from framer.models.text import POOLED, PROMPT, TextEmbeddings, TextSizes, check_tokens
 from framer.models.text_encoders import TextEncoder, load_text_encoder
 from framer.objectives import OneStep
 
@@ -76,7 +76,9 @@ class FramerUpscalePipeline(DiffusionPipeline):
         self.register_to_config(settings=dict(settings))
         # Folders by name only: nothing is read from them again.
         parsed = parse_settings(
-            {**settings, "text_embeddings": None}, Path(_MODEL), moved={"vae": _VAE, "pretrained": _PRETRAINED}
+            {**settings, "text_embeddings": None, "null_text": None},
+            Path(_MODEL),
+            moved={"vae": _VAE, "pretrained": _PRETRAINED},
         )
         own = model.module if isinstance(model, ControlledModel) else model
         architecture = UNetArchitecture() if isinstance(own, UNet2DConditionModel) else SD3Architecture()
@@ -125,7 +127,10 @@ class FramerUpscalePipeline(DiffusionPipeline):
         encoder = None
         if text_encoder is not None:
             encoder = load_text_encoder(
-                Path(text_encoder).expanduser(), device=torch.device(device), precision=precision or "fp32"
+                Path(text_encoder).expanduser(),
+                device=torch.device(device),
+                precision=precision or "fp32",
+                tokens=loaded.text_tokens,
             )
         restoration = loaded.restoration
         return cls(restoration.model, restoration.latents.vae, loaded.settings, restoration.text, encoder)
@@ -244,10 +249,10 @@ class FramerUpscalePipeline(DiffusionPipeline):
             raise UserError(f"start {start!r}: expected noise or lr")
         pictures = _pictures(image)
         seeds = _seeds(seed, generator, len(pictures))
-        sizes = self._restoring.text_sizes
+        sizes, tokens = self._restoring.text_sizes, self._restoring.text_tokens
         embeddings = (
-            _embeddings("", prompt_embeds, pooled_prompt_embeds, sizes),
-            _embeddings("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds, sizes),
+            _embeddings("", prompt_embeds, pooled_prompt_embeds, sizes, tokens),
+            _embeddings("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds, sizes, tokens),
         )
         prompts = self._prompts(prompt, negative_prompt, guidance_scale, embeddings, len(pictures))
         restorer = self._restoring.restorer(
@@ -298,12 +303,17 @@ class FramerUpscalePipeline(DiffusionPipeline):
         texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         if len(texts) != count:
             raise UserError(f"{len(texts)} prompts for {count} images; give one, or one for each")
-        prompts = Prompts(self._text_encoder.encode, self._restoring.text_sizes, guidance_scale, negative_prompt)
+        model = self._restoring
+        prompts = Prompts(
+            self._text_encoder.encode, model.text_sizes, model.text_tokens, guidance_scale, negative_prompt
+        )
         return [prompts.of(text) for text in texts]
 
 
-def _embeddings(prefix: str, prompt: Tensor | None, pooled: Tensor | None, sizes: TextSizes) -> TextEmbeddings | None:
-    """Of one text, as a model of these sizes takes them; ``prefix`` is of the arguments' names."""
+def _embeddings(
+    prefix: str, prompt: Tensor | None, pooled: Tensor | None, sizes: TextSizes, tokens: int | None
+) -> TextEmbeddings | None:
+    """Of one text, as a model of these sizes and tokens takes them; ``prefix`` is of the arguments' names."""
     names = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
     if prompt is None:
         if pooled is not None:
@@ -318,7 +328,9 @@ def _embeddings(prefix: str, prompt: Tensor | None, pooled: Tensor | None, sizes
         if not one or value.shape[-1] != channels or not value.numel():
             expected = f"[T, {channels}]" if ndim == 2 else f"[{channels}]"
             raise UserError(f"{name} of shape {list(value.shape)}: expected those of one text, {expected}")
-    return TextEmbeddings(prompt.reshape(prompt.shape[-2:]), None if pooled is None else pooled.reshape(-1))
+    text = TextEmbeddings(prompt.reshape(prompt.shape[-2:]), None if pooled is None else pooled.reshape(-1))
+    check_tokens(text, tokens, name=names[0])
+    return text
 
 
 def _seeds(seed: int, generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:

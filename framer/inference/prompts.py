@@ -11,7 +11,7 @@ from framer.data.texts.captions import captions_from_text_files
 from framer.errors import UserError
 from framer.inference.jobs import Job
 from framer.inference.restore import Prompt
-from framer.models.text import TextEmbeddings, TextSizes
+from framer.models.text import TextEmbeddings, TextSizes, check_tokens
 
 Encode = Callable[[Sequence[str]], TextEmbeddings]
 """Texts to their embeddings, ``[B, T, D]`` and ``[B, P]`` or None."""
@@ -27,12 +27,14 @@ class Prompts:
     Args:
         encode: The text encoder.
         sizes: Of the text embeddings that the model takes.
+        tokens: Of the texts that it was trained with; None where it had none.
         guidance_scale: See :class:`Prompt`.
         negative: The negative text.
     """
 
     encode: Encode
     sizes: TextSizes
+    tokens: int | None
     guidance_scale: float = 1.0
     negative: str = ""
     _embed: Callable[[str], TextEmbeddings] = field(init=False, repr=False)
@@ -57,6 +59,7 @@ class Prompts:
                 f"the text encoder makes embeddings of {channels} channels, pooled {pooled}; the model takes "
                 f"{self.sizes.prompt}, pooled {self.sizes.pooled}: give the encoder that it was trained with"
             )
+        check_tokens(found, self.tokens, name="the text encoder")
         return TextEmbeddings(found.prompt[0], None if found.pooled is None else found.pooled[0])
 
 

@@ -6,10 +6,10 @@ import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,58 @@ class Moments(NamedTuple):
     """``[B, C, h, w]`` float32."""
     logvar: Tensor
     """``[B, C, h, w]`` float32."""
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """How an autoencoder's latents are shifted and scaled, as its config says: ``(z - shift) * scale``.
+
+    Attributes:
+        shift: ``shift_factor``, or of each channel ``latents_mean``.
+        scale: ``scaling_factor``, or of each channel ``scaling_factor / latents_std``.
+    """
+
+    shift: float | tuple[float, ...]
+    scale: float | tuple[float, ...]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> LatentScale:
+        """That of an ``AutoencoderKL``'s config.
+
+        Raises:
+            UserError: ``latents_mean`` and ``latents_std`` are not both there, once for each channel, or there is a
+                ``shift_factor`` too, with which pipelines of diffusers do not agree on what they mean.
+        """
+        scale, shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is None and deviation is None:
+            return cls(shift, scale)
+        channels = config["latent_channels"]
+        if mean is None or deviation is None or {len(mean), len(deviation)} != {channels} or shift or 0 in deviation:
+            raise UserError(
+                f"model.vae: config.json has latents_mean {mean}, latents_std {deviation} and shift_factor {shift:g}; "
+                f"expected the first two alone, {channels} numbers each, or neither"
+            )
+        return cls(tuple(map(float, mean)), tuple(scale / each for each in deviation))
+
+    def apply(self, latents: Tensor) -> Tensor:
+        """Raw latents ``[..., C, h, w]`` as they are diffused."""
+        return (latents - _per_channel(self.shift, latents)) * _per_channel(self.scale, latents)
+
+    def undo(self, latents: Tensor) -> Tensor:
+        """Raw latents, which the decoder takes, from those that are diffused, ``[..., C, h, w]``."""
+        return latents / _per_channel(self.scale, latents) + _per_channel(self.shift, latents)
+
+    def __str__(self) -> str:
+        scale, shift = (
+            f"{value:g}" if isinstance(value, float) else "[" + ", ".join(f"{each:g}" for each in value) + "]"
+            for value in (self.scale, self.shift)
+        )
+        return f"scale {scale}, shift {shift}"
+
+
+def _per_channel(value: float | tuple[float, ...], like: Tensor) -> float | Tensor:
+    return value if isinstance(value, float) else torch.tensor(value, device=like.device).view(-1, 1, 1)
 
 
 class LatentSpace(ABC):
@@ -191,13 +243,18 @@ class VaeLatents(LatentSpace):
 
     Args:
         vae: The autoencoder; put into evaluation mode and frozen.
+
+    Attributes:
+        scale: How its latents are shifted and scaled.
+
+    Raises:
+        UserError: Its config contradicts itself, see :meth:`LatentScale.of`.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae: AutoencoderKL = vae.eval().requires_grad_(False)
         self.shape = _vae_shape(dict(vae.config))
-        self._scale = float(vae.config.scaling_factor)
-        self._shift = float(vae.config.get("shift_factor") or 0.0)
+        self.scale = LatentScale.of(dict(vae.config))
 
     @torch.no_grad()
     def encode(self, image: Tensor, upsampled: Tensor, *, indices: Sequence[int], seed: int) -> Tensor:
@@ -213,7 +270,7 @@ class VaeLatents(LatentSpace):
     def draw(self, moments: Moments, *, indices: Sequence[int], seed: int) -> Tensor:
         """A draw from the posterior with these moments."""
         noise = normal_per_sample(moments.mean.shape[1:], list(indices), seed, "posterior").to(moments.mean.device)
-        return self._scaled(moments.mean + torch.exp(0.5 * moments.logvar) * noise)
+        return self.scale.apply(moments.mean + torch.exp(0.5 * moments.logvar) * noise)
 
     def reference(self, upsampled: Tensor) -> Tensor:
         """The posterior's mean of the upscaled image."""
@@ -221,7 +278,7 @@ class VaeLatents(LatentSpace):
 
     def reference_of_mean(self, mean: Tensor, upsampled: Tensor) -> Tensor:
         """The mean itself, shifted and scaled."""
-        return self._scaled(mean)
+        return self.scale.apply(mean)
 
     def condition(self, reference: Tensor) -> Tensor:
         """The latents of the upscaled image."""
@@ -233,11 +290,8 @@ class VaeLatents(LatentSpace):
 
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
         """The decoded image."""
-        image: Tensor = self.vae.decode((latents / self._scale + self._shift).to(self.vae.dtype)).sample
+        image: Tensor = self.vae.decode(self.scale.undo(latents).to(self.vae.dtype)).sample
         return image.float().clamp(-1, 1)
-
-    def _scaled(self, latents: Tensor) -> Tensor:
-        return (latents - self._shift) * self._scale
 
 
 def latent_shape(config: ModelConfig) -> LatentShape:

@@ -112,6 +112,24 @@ def check_text_sizes(text: TextEmbeddings, sizes: TextSizes, *, model: str) -> N
         )
 
 
+def check_tokens(text: TextEmbeddings, tokens: int | None, *, name: str) -> None:
+    """Compares a text's length with that of the texts that a model was trained with.
+
+    Args:
+        text: Of one text or of several.
+        tokens: Of the training's; None where it had no texts.
+        name: Whose text it is, for messages.
+
+    Raises:
+        UserError: They differ.
+    """
+    found = text.prompt.shape[-2]
+    if tokens not in (None, found):
+        raise UserError(
+            f"{name}: {found} text tokens, but the model was trained with {tokens}; encode texts to as many"
+        )
+
+
 def _described(sizes: TextSizes) -> str:
     pooled = "no pooled one" if sizes.pooled is None else f"a pooled one of {sizes.pooled}"
     return f"embeddings of {sizes.prompt} channels and {pooled}"

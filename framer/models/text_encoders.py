@@ -388,7 +388,10 @@ def load_text_encoder(
         cls = StableDiffusionXLTextEncoder if "text_encoder_2" in index else StableDiffusionTextEncoder
         encoder = cls(folder, index, device=device, precision=precision)
         if tokens not in (None, encoder.tokens):
-            raise UserError(f"{folder}: {encoder.family} has {encoder.tokens} text tokens, {tokens} were asked for")
+            raise UserError(
+                f"{folder}: {encoder.family} has {encoder.tokens} text tokens, {tokens} were asked for, as many as the "
+                "model is trained with (model.text_tokens); give the encoder of the model's own family"
+            )
         return encoder
     raise UserError(f"{folder / _INDEX} is of a {pipeline}; expected a pipeline of Stable Diffusion 1, 2, XL, 3 or 3.5")
 

@@ -56,13 +56,13 @@ def score_distillation_gradient(
 
 
 def score_distillation_loss(latents: Tensor, gradient: Tensor) -> Tensor:
-    """A float32 scalar whose gradient with respect to ``latents`` is ``gradient`` over their number.
+    """A float32 scalar whose gradient with respect to ``latents`` is ``2 * gradient`` over their number, as PiSA-SR's.
 
-    Its value, half the gradient's mean square, is for the log.
+    Its value, the gradient's mean square, is for the log.
 
     Args:
         latents: ``[B, C, h, w]``.
         gradient: The same shape; nothing flows through it.
     """
     z = latents.float()
-    return 0.5 * (z - (z - gradient).detach()).square().mean()
+    return (z - (z - gradient).detach()).square().mean()

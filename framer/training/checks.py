@@ -15,7 +15,7 @@ from framer.errors import ConfigError, UserError
 from framer.features import adapter_for
 from framer.models.backbones import backbone_for
 from framer.models.latents import latent_shape, vae_sha256
-from framer.models.text import TextEmbeddings, check_text_sizes
+from framer.models.text import TextEmbeddings, check_text_sizes, text_embeddings
 from framer_kernels import BandSplit
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def check_compilation(model: ModelMixin, config: TrainConfig) -> None:
 
 
 def check_texts(model: ModelMixin, config: TrainConfig, null_text: TextEmbeddings | None) -> None:
-    """Checks that the model takes texts of the size that images have.
+    """Checks that the model takes texts of the size that images have, and that all that it sees are of one length.
 
     Args:
         model: The built model.
@@ -74,11 +74,17 @@ def check_texts(model: ModelMixin, config: TrainConfig, null_text: TextEmbedding
         null_text: The empty text's embeddings; None where all images see one text.
 
     Raises:
-        UserError: They have other channels.
+        UserError: They have other channels or tokens.
     """
     if null_text is not None:
         sizes = backbone_for(config.model).text_sizes(model)
         check_text_sizes(null_text, sizes, model=f"the {type(model).__name__}")
+        seen, tokens = text_embeddings(config.model, sizes, null=null_text), len(null_text.prompt)
+        if len(seen.prompt) != tokens:
+            raise UserError(
+                f"model.text_embeddings: {config.model.text_embeddings} has {len(seen.prompt)} text tokens, but the "
+                f"images' own texts have {tokens}; encode it to as many"
+            )
 
 
 def check_latents(config: TrainConfig) -> None:

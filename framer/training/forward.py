@@ -20,6 +20,7 @@ from framer.models.latents import Moments
 from framer.models.restoration_model import RestorationModel
 from framer.models.text import TextEmbeddings
 from framer.objectives import FlowMatching, NoisyBatch, Supervision, build_objective
+from framer.training.text_dropping import with_texts_dropped
 
 
 class Losses(NamedTuple):
@@ -42,7 +43,7 @@ class _Seen(NamedTuple):
     reference: Tensor
     """What is known of the images, ``[B, C', h, w]``."""
     text: TextEmbeddings | None
-    """Of each image; None where all see the same."""
+    """Of each image, some of them the empty text; None where all see the same."""
 
 
 class ForwardPass:
@@ -72,6 +73,7 @@ class ForwardPass:
         self._config = config
         self._framer = framer
         self._averaged = averaged
+        self._null_text = null_text
         self._objective = build_objective(config.objective, model.latents)
         self.base_model = _base_model(model, config, null_text)
 
@@ -96,7 +98,16 @@ class ForwardPass:
             reference = latents.reference(upsampled)
             clean = latents.encode(batch["hr"].to(device), upsampled, indices=indices, seed=seed)
         noisy = self._objective.add_noise(clean, reference, indices, seed)
-        return _Seen(noisy, reference, _texts(batch, device))
+        return _Seen(noisy, reference, self._seen_texts(batch))
+
+    def _seen_texts(self, batch: Sample) -> TextEmbeddings | None:
+        texts, probability = _texts(batch, self._model.device), self._config.data.null_text_probability
+        if texts is None or not probability:
+            return texts
+        if self._null_text is None:
+            raise ValueError(f"texts are to be dropped with probability {probability}: pass null_text")
+        indices = torch.as_tensor(batch["index"]).tolist()
+        return with_texts_dropped(texts, self._null_text, indices, self._config.seed, probability=probability)
 
     def _inputs(self, seen: _Seen) -> dict[str, Any]:
         return self._model.inputs(seen.noisy.sample, seen.reference, seen.noisy.timesteps, text=seen.text)
@@ -125,7 +136,9 @@ class ForwardPass:
         supervision: Supervision | None = None
         if self._objective.supervised:
             device = self._model.device
-            base = None if self.base_model is None else partial(self.base_model, text=seen.text)
+            # As in PiSA-SR, the empty text is for the trained model alone: beside the negative one, which is the same,
+            # it would leave no gradient.
+            base = None if self.base_model is None else partial(self.base_model, text=_texts(batch, device))
             supervision = Supervision(batch["hr"].to(device), batch["lr_upsampled"].to(device), base)
         noise_loss = self._objective.loss(output, noisy, supervision)
         return Losses(inputs, out, noise_loss, noise_loss.new_zeros(()) if out is None else out.total)

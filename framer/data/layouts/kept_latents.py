@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -62,8 +62,7 @@ class KeptLatents:
                 f"--vae {vae_folder} has latents of {found[0]} channels at 1/{found[1]} of the size; those of layout "
                 f"{layout.name} have {expected[0]} at 1/{expected[1]}"
             )
-        config: Any = space.vae.config
-        self._scale, self._shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
+        self._scale = space.scale
         sha256 = vae_sha256(vae_folder)
         self.record = LatentsRecord(dtype=dtype, channels=expected[0], downscale=expected[1], vae_sha256=sha256)
         self._compare(space, checked, device)
@@ -71,8 +70,7 @@ class KeptLatents:
     @property
     def identity(self) -> str:
         """What the stored moments depend on, beside the folder's latents."""
-        stored = f"{self.record.dtype}, scale {self._scale:g}, shift {self._shift:g}"
-        return f"{stored}, autoencoder SHA-256 {self.record.vae_sha256}"
+        return f"{self.record.dtype}, {self._scale}, autoencoder SHA-256 {self.record.vae_sha256}"
 
     def files(self, record: LayoutRecord, size: CropSize) -> dict[str, bytes]:
         """The moments of one sample as its shard's file.
@@ -91,7 +89,7 @@ class KeptLatents:
         return {LATENTS: save(stored._asdict())}
 
     def _raw(self, path: Path, size: CropSize) -> Tensor:
-        return read_latents(self._layout, path, size).float() / self._scale + self._shift
+        return self._scale.undo(read_latents(self._layout, path, size).float())
 
     def _compare(self, space: VaeLatents, checked: CheckedFolder, device: torch.device) -> None:
         record, size = checked.folder.records[0], checked.records[0].size

@@ -12,7 +12,6 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from framer.data.buckets import BucketOrder, CropSize
-from framer.data.captioned import drops_text
 from framer.data.samples import Sample, draw_quarter_turns
 from framer.data.shards.index import LATENTS, META, Offsets, members_of, open_index, sample_key, spans_of
 from framer.data.shards.latents import read_latents
@@ -41,7 +40,7 @@ class ShardDataset(Dataset[Sample]):
     With the latents and texts that were prepared with them. Like :class:`~framer.data.dataset.RealISRDataset`: sample
     ``i`` depends on the seed and ``i`` alone. The order is that of :class:`~framer.data.shards.order.ShardOrder` within
     each bucket; what is drawn anew each time is the mirroring and the turns of a pair, which its stored LR image allows
-    but stored latents do not, and whether its text is dropped.
+    but stored latents do not.
 
     Args:
         folder: The folder.
@@ -50,12 +49,11 @@ class ShardDataset(Dataset[Sample]):
         horizontal_flip: Whether a pair is mirrored with probability one half.
         quarter_turns: Whether a pair is turned by 0, 90, 180 or 270 degrees with equal probability; by 0 or 180 where
             its bucket is not square.
-        null_text_probability: How often a sample has the empty text in the place of its own.
 
     Raises:
         UserError: A shard or its index is missing or has another size than the manifest says; or the texts are missing,
             damaged, or others than the manifest says.
-        ValueError: Pairs with latents are to be mirrored or turned, or texts to be dropped that are not there.
+        ValueError: Pairs with latents are to be mirrored or turned.
     """
 
     def __init__(
@@ -66,19 +64,15 @@ class ShardDataset(Dataset[Sample]):
         seed: int,
         horizontal_flip: bool = False,
         quarter_turns: bool = False,
-        null_text_probability: float = 0.0,
     ) -> None:
         if manifest.latents is not None and (horizontal_flip or quarter_turns):
             raise ValueError("stored latents can be neither mirrored nor turned")
-        if manifest.texts is None and null_text_probability:
-            raise ValueError(f"there are no texts to drop with probability {null_text_probability}")
         check_sizes(folder, manifest.shards)
         self.folder = folder
         self.scale = manifest.scale
         self.seed = seed
         self.horizontal_flip = horizontal_flip
         self.quarter_turns = quarter_turns
-        self.null_text_probability = null_text_probability
         self._latents = manifest.latents
         self._texts = None if manifest.texts is None else open_shard_texts(folder, manifest.texts)
         self.buckets: list[CropSize] = [bucket.size for bucket in manifest.buckets]
@@ -127,23 +121,20 @@ class ShardDataset(Dataset[Sample]):
             sample["hr_latents_logvar"] = latents.hr_logvar
             sample["lr_latents_mean"] = latents.lr_mean
         if self._texts is not None:
-            text = self._text(self._texts, files[META], index, f"{where}: {META}")
+            text = self._text(self._texts, files[META], f"{where}: {META}")
             sample["prompt_embeds"] = text.prompt
             if text.pooled is not None:
                 sample["pooled_prompt_embeds"] = text.pooled
         return sample
 
-    def _text(self, texts: TextStore, meta: bytes, index: int, where: str) -> TextEmbeddings:
-        from framer.data.texts.store import NULL_ROW
-
+    def _text(self, texts: TextStore, meta: bytes, where: str) -> TextEmbeddings:
         row = read_meta(meta, where).text
         if row is None:
             raise UserError(f"{where} is damaged: text: there is no row, although the folder has texts")
         try:
-            own = texts.embeddings(row)
+            return texts.embeddings(row)
         except (IndexError, UserError) as error:
             raise UserError(f"{where}: text: {error}") from None
-        return texts.embeddings(NULL_ROW) if drops_text(self.seed, index, self.null_text_probability) else own
 
     def _files(self, shard: ShardRecord, row: int) -> tuple[str, dict[str, bytes]]:
         """The key and the files of a sample."""

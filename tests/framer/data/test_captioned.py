@@ -1,10 +1,9 @@
-"""Photographs with texts: each sample has its own photograph's, or the empty one, by draws from its number."""
+"""Photographs with texts: each sample has its own photograph's."""
 
 from __future__ import annotations
 
 import pickle
 import random
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ import torch
 from text_stores import text_store
 
 from framer.config.data import DataConfig
-from framer.data.captioned import CaptionedPhotographs, drops_text
+from framer.data.captioned import CaptionedPhotographs
 from framer.data.dataset import RealISRDataset
 from framer.data.images import write_png
 from framer.data.samples import Sample
 from framer.data.sources import open_source
-from framer.data.texts.store import NULL_ROW, TextStore
+from framer.data.texts.store import TextStore
 from framer.errors import ConfigError, UserError
 
 SEED = 7
@@ -41,17 +40,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TextStore:
     return text_store(tmp_path_factory.mktemp("texts"), {**CAPTIONS, "of another set": "unused"}, prompt=3, pooled=2)
 
 
-def captioned(
-    photographs: Path, store: TextStore, probability: float = 0.0, *, seed: int = SEED
-) -> CaptionedPhotographs:
+def captioned(photographs: Path, store: TextStore) -> CaptionedPhotographs:
     data = DataConfig(
         train=str(photographs),
         texts=str(store.folder),
         crop_size=16,
         buckets=[[16, 16], [12, 24]],
-        null_text_probability=probability,
     )
-    opened = open_source(data, seed=seed)
+    opened = open_source(data, seed=SEED)
     assert isinstance(opened, CaptionedPhotographs)
     return opened
 
@@ -78,9 +74,8 @@ def test_every_sample_has_its_own_photographs_text(photographs: Path, store: Tex
         assert store.caption(row_of(sample, store)) == CAPTIONS[key_of(sample)]
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.6])
-def test_images_are_those_without_texts(photographs: Path, store: TextStore, probability: float) -> None:
-    with_texts = captioned(photographs, store, probability)
+def test_images_are_those_without_texts(photographs: Path, store: TextStore) -> None:
+    with_texts = captioned(photographs, store)
     without = RealISRDataset(sorted(photographs.rglob("*.png")), crop_size=16, buckets=[(16, 16), (12, 24)], seed=SEED)
     assert with_texts.buckets == without.buckets
     assert with_texts.bucket_sizes == without.bucket_sizes == [3, 2]
@@ -92,31 +87,13 @@ def test_images_are_those_without_texts(photographs: Path, store: TextStore, pro
         assert torch.equal(with_texts.sample(*place)["lr"], without.sample(*place)["lr"])
 
 
-def test_texts_are_dropped_at_the_rate_asked_for() -> None:
-    for probability in (0.2, 0.5):
-        dropped = [drops_text(SEED, index, probability) for index in range(2000)]
-        # Four standard deviations of a binomial.
-        assert sum(dropped) == pytest.approx(
-            2000 * probability, abs=4 * (2000 * probability * (1 - probability)) ** 0.5
-        )
-        # Not by turns: neighbours are dropped together as often as chance has it.
-        both = sum(a and b for a, b in pairwise(dropped))
-        assert both == pytest.approx(2000 * probability**2, abs=4 * (2000 * probability**2) ** 0.5)
-    assert not any(drops_text(SEED, index, 0.0) for index in range(2000))
-    assert all(drops_text(SEED, index, 1.0) for index in range(2000))
-
-
-def test_what_is_dropped_depends_on_seed_and_number_alone(photographs: Path, store: TextStore) -> None:
-    opened = captioned(photographs, store, 0.5)
-    order = list(range(40))
+def test_the_text_depends_on_seed_and_number_alone(photographs: Path, store: TextStore) -> None:
+    opened = captioned(photographs, store)
+    order = list(range(20))
     rows = {index: row_of(opened[index], store) for index in order}
-    assert {rows[index] == NULL_ROW for index in order} == {True, False}
     random.Random(0).shuffle(order)
-    again = pickle.loads(pickle.dumps(captioned(photographs, store, 0.5)))
+    again = pickle.loads(pickle.dumps(captioned(photographs, store)))
     assert {index: row_of(again[index], store) for index in order} == rows
-    assert [rows[index] == NULL_ROW for index in sorted(order)] == [drops_text(SEED, i, 0.5) for i in sorted(order)]
-    other = captioned(photographs, store, 0.5, seed=8)
-    assert [row_of(other[index], store) == NULL_ROW for index in range(40)] != [rows[i] == NULL_ROW for i in range(40)]
 
 
 def test_bundled_photographs_are_known_by_their_names(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_latents_are_tiled(latent_export: Path) -> None:
 def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -> None:
     loaded = FramerUpscalePipeline.from_export(latent_export / "export")
     loaded.set_progress_bar_config(disable=True)
-    embeddings = torch.randn(2, 1, 3, 16, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(1))
 
     def run(**settings: object) -> np.ndarray:
         made: np.ndarray = loaded(image(), output_type="np", **settings).images  # type: ignore[arg-type, union-attr]
@@ -195,7 +195,14 @@ def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -
     with pytest.raises(UserError, match="guidance scale 3 needs"):
         run(prompt_embeds=embeddings[0], guidance_scale=3.0)
     with pytest.raises(UserError, match="prompt_embeds of shape"):
-        run(prompt_embeds=embeddings.expand(2, 4, 3, 16))
+        run(prompt_embeds=embeddings.expand(2, 4, 5, 16))
+    short = embeddings[0, :, :3]
+    for other in (
+        {"prompt_embeds": short},
+        {"prompt_embeds": embeddings[0], "negative_prompt_embeds": short, "guidance_scale": 3.0},
+    ):
+        with pytest.raises(UserError, match="prompt_embeds: 3 text tokens, but the model was trained with 5"):
+            run(**other)
     with pytest.raises(UserError, match="a prompt needs a text encoder"):
         run(prompt="a cat")
 
@@ -212,6 +219,9 @@ def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -
         run(prompt=["a", "b"])
     with pytest.raises(UserError, match="not both"):
         run(prompt="a", prompt_embeds=embeddings[0])
+    embeddings = embeddings[:, :, :3]
+    with pytest.raises(UserError, match="the text encoder: 3 text tokens, but the model was trained with 5"):
+        run(prompt="a cat")
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,13 @@ from framer import cli
 from framer.data.images import read_image
 from framer.errors import UserError
 from framer.inference.jobs import plan_jobs
+from framer.inference.pipeline import FramerUpscalePipeline
 from framer.inference.prompts import read_prompts
 from framer.inference.records import RECORD_FILE, MadeFrom, Records
 from framer.inference.upscale import Upscaler
 from framer.models.folders import BASE_FOLDER
-from framer.models.text import TextEmbeddings, write_text_embeddings
-from framer.models.text_encoders import load_text_encoder
+from framer.models.text import NULL_TEXT_FILE, TextEmbeddings, write_text_embeddings
+from framer.models.text_encoders import TextEncoder, load_text_encoder
 
 
 def upscale(*arguments: object) -> int:
@@ -481,29 +482,35 @@ def test_a_link_to_an_input_is_an_input(tmp_path: Path) -> None:
         plan_jobs([source], tmp_path / "b.png")
 
 
+def export_for(encoder: TextEncoder, family: str, folder: Path, **own: object) -> Path:
+    """A model of random weights that takes the encoder's texts."""
+    settings: dict[str, object] = {"conditioning": "concat", "latents": "vae", "scale": 4, "tile": 32, **own}
+    if family == "sd21":
+        model = family_folders.UNet2DConditionModel.from_pretrained(family_folders.sd21(folder / "unet"))
+        config = {**model.config, "cross_attention_dim": encoder.sizes.prompt, "in_channels": 8}
+        settings |= {"objective": "diffusion", "prediction_type": "epsilon"}
+    else:
+        model = family_folders.SD3Transformer2DModel.from_pretrained(family_folders.sd35(folder / "transformer"))
+        config = {**model.config, "joint_attention_dim": encoder.sizes.prompt, "in_channels": 8}
+        config["pooled_projection_dim"] = encoder.sizes.pooled
+        settings |= {"objective": "flow_matching", "prediction_type": "velocity", "timestep_shift": 3.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        type(model).from_config(config).save_pretrained(folder / "export")
+    settings["vae"] = str(family_folders.autoencoder(folder / "vae"))
+    (folder / "export/restoration.json").write_text(json.dumps(settings))
+    return folder / "export"
+
+
 @pytest.mark.parametrize("family", ["sd21", "sd35"])
 def test_a_text_encoders_own_embeddings_reach_the_model(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = {"sd21": text_folders.sd21_texts, "sd35": text_folders.sd3_texts}[family](tmp_path / "texts")
     encoder = load_text_encoder(texts, device=torch.device("cpu"))
-    settings: dict[str, object] = {"conditioning": "concat", "latents": "vae", "scale": 4, "tile": 32, "text_tokens": 1}
-    if family == "sd21":
-        model = family_folders.UNet2DConditionModel.from_pretrained(family_folders.sd21(tmp_path / "unet"))
-        config = {**model.config, "cross_attention_dim": encoder.sizes.prompt, "in_channels": 8}
-        settings |= {"objective": "diffusion", "prediction_type": "epsilon"}
-    else:
-        model = family_folders.SD3Transformer2DModel.from_pretrained(family_folders.sd35(tmp_path / "transformer"))
-        config = {**model.config, "joint_attention_dim": encoder.sizes.prompt, "in_channels": 8}
-        config["pooled_projection_dim"] = encoder.sizes.pooled
-        settings |= {"objective": "flow_matching", "prediction_type": "velocity", "timestep_shift": 3.0}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        type(model).from_config(config).save_pretrained(tmp_path / "export")
-    settings["vae"] = str(family_folders.autoencoder(tmp_path / "vae"))
-    (tmp_path / "export/restoration.json").write_text(json.dumps(settings))
+    export = export_for(encoder, family, tmp_path, text_tokens=1)
     source = picture(tmp_path / "a.png", (8, 10))
-    common = ("--model", tmp_path / "export", "--steps", 2, "--text-encoder", texts)
+    common = ("--model", export, "--steps", 2, "--text-encoder", texts)
     results = {}
     for name, options in {
         "one": ("--prompt", "a photo"),
@@ -515,3 +522,35 @@ def test_a_text_encoders_own_embeddings_reach_the_model(
         results[name] = (tmp_path / f"{name}.png").read_bytes()
     assert results["one"] == results["same"]
     assert len(set(results.values())) == 3
+
+
+def test_a_prompt_is_as_long_as_the_texts_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, device = text_folders.sd3_texts(tmp_path / "texts"), torch.device("cpu")
+    null, usual = (load_text_encoder(texts, device=device, tokens=tokens).encode([""]) for tokens in (100, None))
+    encoder = load_text_encoder(texts, device=device)
+    export = export_for(encoder, "sd35", tmp_path, text_tokens=100, text_embeddings=None, null_text=NULL_TEXT_FILE)
+    for path, text in ((export / NULL_TEXT_FILE, null), (tmp_path / "usual", usual)):
+        write_text_embeddings(path, TextEmbeddings(text.prompt[0], text.pooled[0]))
+    seen: set[int] = set()
+
+    def watch(self: object, *arguments: Any, encoder_hidden_states: torch.Tensor, **settings: Any) -> Any:
+        seen.add(encoder_hidden_states.shape[1])
+        return forward(self, *arguments, encoder_hidden_states=encoder_hidden_states, **settings)
+
+    forward = family_folders.SD3Transformer2DModel.forward
+    monkeypatch.setattr(family_folders.SD3Transformer2DModel, "forward", watch)
+    source = picture(tmp_path / "a.png", (8, 10))
+    common = (source, "--model", export, "--steps", 1, "--guidance-scale", 3)
+    prompted = ("--text-encoder", texts, "--prompt", "a photo")
+    assert upscale(*common, *prompted, "-o", tmp_path / "b.png") == 0, capsys.readouterr().err
+    pipeline = FramerUpscalePipeline.from_export(export, text_encoder=texts)
+    made = pipeline(Image.open(source), prompt="a photo", guidance_scale=3.0, num_inference_steps=1)
+    assert np.array_equal(np.asarray(made.images[0]), np.asarray(Image.open(tmp_path / "b.png")))
+    assert seen == {100}
+    refused = f"{tmp_path / 'usual'}: 154 text tokens, but the model was trained with 100"
+    assert upscale(*common, "-o", tmp_path / "c.png", "--negative-text-embeddings", tmp_path / "usual") == 2
+    assert refused in capsys.readouterr().err
+    assert upscale(source, "--model", export, "-o", tmp_path / "c.png", "--text-embeddings", tmp_path / "usual") == 2
+    assert refused in capsys.readouterr().err

@@ -72,6 +72,38 @@ def test_the_reference_is_the_scaled_mean(folder: Path) -> None:
     torch.testing.assert_close(latents.reference(upsampled), (mean - 0.1) * 0.5)
 
 
+def test_channels_have_their_own_mean_and_deviation(copy: Path) -> None:
+    own = {"latents_mean": [-1.5, 2.0, 0.0, 0.5], "latents_std": [4.0, 0.5, 2.0, 1.0]}
+    assert LATENT_CHANNELS == 4
+    change_config(copy, shift_factor=None, **own)
+    latents, image = space(copy), images(1)
+    mean, deviation = (torch.tensor(own[name]).view(4, 1, 1) for name in ("latents_mean", "latents_std"))
+    moments = latents.moments(image)
+    torch.testing.assert_close(latents.reference(image), (moments.mean - mean) * 0.5 / deviation)
+    encoded = latents.encode(image, image, indices=[5, 6, 9], seed=2)
+    assert torch.equal(latents.draw(moments, indices=[5, 6, 9], seed=2), encoded)
+    raw = latents.vae.decode(moments.mean).sample.clamp(-1, 1)
+    torch.testing.assert_close(latents.decode(latents.reference(image), image), raw, rtol=0, atol=1e-5)
+    on_meta = build_latents(ModelConfig(latents="vae", vae=str(copy)), torch.device("meta"))
+    assert on_meta.reference(image.to("meta")).shape == (3, 4, 8, 12)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latents_mean": [0.0] * 4, "shift_factor": None},
+        {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+        {"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3, "shift_factor": None},
+        {"latents_mean": [0.0] * 4, "latents_std": [1.0, 0.0, 1.0, 1.0], "shift_factor": None},
+    ],
+    ids=str,
+)
+def test_means_and_deviations_that_contradict_themselves(changes: dict[str, object], copy: Path) -> None:
+    change_config(copy, **changes)
+    with pytest.raises(UserError, match="expected the first two alone, 4 numbers each, or neither"):
+        space(copy)
+
+
 def test_a_controlnet_still_sees_pixels(folder: Path) -> None:
     latents, upsampled = space(folder), images(1)
     beside, moments = PixelCondition(latents), latents.moments(upsampled)

@@ -195,7 +195,7 @@ def test_score_distillation_is_added_with_its_weight_and_pulls_the_output() -> N
         score = 3.0 * timestep / 1000
         guided = (noisy_z - (1 - a).sqrt() * (torch.sin(noisy_z) + score)) / a.sqrt()
         gradient = ((1 - a) / a).sqrt() * score / (z - guided).abs().mean()
-        expected.append(torch.full_like(z, float(-2.0 * gradient / HR.numel())))
+        expected.append(torch.full_like(z, float(-2.0 * 2 * gradient / HR.numel())))
     assert output.grad is not None
     torch.testing.assert_close(output.grad.double(), torch.stack(expected), rtol=1e-3, atol=1e-9)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from framer.objectives.score_distillation import score_distillation_gradient, score_distillation_loss
@@ -81,13 +82,14 @@ def test_latents_that_match_the_text_already_have_a_finite_gradient() -> None:
     assert torch.isfinite(found).all()
 
 
-def test_the_losss_gradient_is_the_given_one_over_the_number_of_latents() -> None:
+def test_the_losss_gradient_is_twice_the_given_one_over_the_number_of_latents() -> None:
     latents = draw(2, 4, 6, 5).requires_grad_()
     wanted = gradient(latents, Base())
     loss = score_distillation_loss(latents, wanted)
     (found,) = torch.autograd.grad(loss, latents)
-    torch.testing.assert_close(found, wanted / wanted.numel(), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(loss, 0.5 * wanted.square().mean(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found, 2 * wanted / wanted.numel(), rtol=1e-5, atol=1e-7)
+    # PiSA-SR's, whose weight of 1 is this one's.
+    torch.testing.assert_close(loss, F.mse_loss(latents, latents.detach() - wanted), rtol=1e-5, atol=0)
 
 
 def test_the_losss_gradient_by_finite_differences_with_its_target_held() -> None:
@@ -99,7 +101,7 @@ def test_the_losss_gradient_by_finite_differences_with_its_target_held() -> None
     moved = [latents.clone() for _ in range(2)]
     moved[0][place] += step
     moved[1][place] -= step
-    up, down = (0.5 * (z - target).square().mean() for z in moved)
+    up, down = ((z - target).square().mean() for z in moved)
     slope = float((up - down) / (2 * step))
     single = latents.float().requires_grad_()
     (found,) = torch.autograd.grad(score_distillation_loss(single, held.float()), single)

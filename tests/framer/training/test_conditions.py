@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from framer.models.restoration_model import RestorationModel
 from framer.models.text import TextEmbeddings, TextSizes
 from framer.training.checks import check_texts
 from framer.training.forward import ForwardPass, Losses
+from framer.training.text_dropping import drops_text
 
 CPU = torch.device("cpu")
 SD3_TEXT, UNET_TEXT = TextSizes(8, 8), TextSizes(16, None)
@@ -85,6 +87,7 @@ class MicroStep:
         with torch.no_grad():  # paths that start at zero would hide what they are given
             for number, parameter in enumerate(self.model.parameters()):
                 parameter += 0.05 * draw(*parameter.shape, seed=number) * (parameter == 0)
+        self.null_text = null_text
         self.restoration = RestorationModel(self.model, self.config.model, CPU, null_text=null_text)
         attach_heads_of(adapter_for(self.model).model, self.config.framer, seed=0, encoder=None)
         self.framer = Framer(self.model, self.config.framer)
@@ -113,6 +116,11 @@ class MicroStep:
             "hr_latents_logvar": hr.logvar,
             "lr_latents_mean": lr.mean,
         }
+
+    def drop_texts(self, probability: float) -> None:
+        data = self.config.data.model_copy(update={"null_text_probability": probability})
+        config = self.config.model_copy(update={"data": data})
+        self.forward = ForwardPass(self.restoration, config, self.framer, null_text=self.null_text)
 
     def run(self, batch: Sample) -> tuple[Losses, list[Tensor]]:
         self.model.zero_grad()
@@ -229,6 +237,46 @@ def test_score_distillation_asks_with_the_images_text_and_with_the_negative_one(
     assert torch.equal(with_text, text_of(UNET_TEXT, 2, seed=0).prompt)
 
 
+def test_texts_are_dropped_at_the_rate_asked_for() -> None:
+    for probability in (0.2, 0.5):
+        dropped = [drops_text(7, index, probability) for index in range(2000)]
+        # Four standard deviations of a binomial.
+        assert sum(dropped) == pytest.approx(
+            2000 * probability, abs=4 * (2000 * probability * (1 - probability)) ** 0.5
+        )
+        # Not by turns: neighbours are dropped together as often as chance has it.
+        both = sum(a and b for a, b in pairwise(dropped))
+        assert both == pytest.approx(2000 * probability**2, abs=4 * (2000 * probability**2) ** 0.5)
+    assert not any(drops_text(7, index, 0.0) for index in range(2000))
+    assert all(drops_text(7, index, 1.0) for index in range(2000))
+
+
+def test_a_dropped_text_is_the_empty_one_in_its_samples_place_alone(tmp_path: Path) -> None:
+    null = text_of(SD3_TEXT, seed=5)
+    step = MicroStep(tmp_path, "sd3", null_text=null)
+    step.drop_texts(0.5)
+    seed, own = step.config.seed, text_of(SD3_TEXT, 2, seed=0)
+    kept = next(index for index in range(50) if not drops_text(seed, index, 0.5))
+    dropped = next(index for index in range(50) if drops_text(seed, index, 0.5))
+    for indices in ([kept, dropped], [dropped, kept]):
+        _, inputs = step.forward.prepare({**step.with_text(), "index": torch.tensor(indices)})
+        for row, index in enumerate(indices):
+            text = null if index == dropped else TextEmbeddings(own.prompt[row], own.pooled[row])
+            assert torch.equal(inputs["encoder_hidden_states"][row], text.prompt)
+            assert torch.equal(inputs["pooled_projections"][row], text.pooled)
+
+
+def test_score_distillation_asks_with_a_text_that_was_dropped(tmp_path: Path) -> None:
+    """With the negative text, which is the same empty one, its gradient would be zero."""
+    step = MicroStep(tmp_path, "score", null_text=text_of(UNET_TEXT, seed=5))
+    step.drop_texts(1.0)
+    losses = [step.run(step.with_text(seed=seed))[0] for seed in (0, 1)]
+    for each in losses:
+        assert step.null_text is not None
+        assert torch.equal(each.inputs["encoder_hidden_states"], step.null_text.prompt.expand(2, -1, -1))
+    assert not torch.equal(losses[0].noise, losses[1].noise)
+
+
 @pytest.mark.parametrize(
     ("case", "sizes", "message"),
     [
@@ -249,6 +297,16 @@ def test_texts_of_other_sizes_are_named(case: str, sizes: TextSizes, message: st
         check_texts(step.model, step.config, null)
     with pytest.raises(UserError, match=message):
         RestorationModel(step.model, step.config.model, CPU, null_text=null)
+
+
+def test_a_text_for_all_is_as_long_as_the_images_own(tmp_path: Path) -> None:
+    step = MicroStep(tmp_path, "sd3")
+    path = family_folders.texts(tmp_path / "named.safetensors", prompt=8, pooled=8)
+    model = step.config.model.model_copy(update={"text_embeddings": str(path)})
+    config = step.config.model_copy(update={"model": model})
+    check_texts(step.model, config, text_of(SD3_TEXT, seed=0))
+    with pytest.raises(UserError, match=r"named.safetensors has 5 text tokens, but the images' own texts have 7"):
+        check_texts(step.model, config, text_of(SD3_TEXT, seed=0, tokens=7))
 
 
 def test_the_base_models_texts_must_fit_too(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_other_captions_than_the_folders(folder: Path, tmp_path: Path, caplog: p
     assert "prompt_embeds" not in samples_of(tmp_path / "shards")["a"]
 
 
-def give_latents(folder: Path, vae_folder: Path, *, shift_and_scale: bool = True) -> None:
+def give_latents(folder: Path, vae_folder: Path, *, shift: float = 0.0, scale: torch.Tensor | float = 1.0) -> None:
     """Latents as scripts save them: a draw from the posterior, shifted and scaled."""
     vae: Any = AutoencoderKL.from_pretrained(vae_folder)
     for name in NAMES:
@@ -209,22 +209,26 @@ def give_latents(folder: Path, vae_folder: Path, *, shift_and_scale: bool = True
             pixels = torch.from_numpy(read_image(folder / image / f"{name}.png")).permute(2, 0, 1)[None]
             with torch.no_grad():
                 posterior = vae.encode(pixels.float() / 127.5 - 1).latent_dist
-            latent = posterior.mean[0]
-            if shift_and_scale:
-                latent = (latent - vae.config.shift_factor) * vae.config.scaling_factor
-            torch.save(latent, folder / kind / f"{name}.pt")
+            torch.save((posterior.mean[0] - shift) * scale, folder / kind / f"{name}.pt")
 
 
-def test_latents_are_kept_on_demand(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_latents_are_kept_on_demand(per_channel: bool, folder: Path, tmp_path: Path) -> None:
     vae = autoencoder(tmp_path / "vae")
-    give_latents(folder, vae)
+    config = json.loads((vae / "config.json").read_text())
+    shift, scale = 0.1, torch.tensor(0.5)
+    if per_channel:  # so far off that they would be refused as others
+        config |= {"shift_factor": None, "latents_mean": [50.0] * 4, "latents_std": [0.25, 0.5, 1.0, 2.0]}
+        shift, scale = 50.0, 0.5 / torch.tensor(config["latents_std"]).view(4, 1, 1)
+        (vae / "config.json").write_text(json.dumps(config))
+    give_latents(folder, vae, shift=shift, scale=scale)
     manifest = convert(folder, tmp_path / "shards", keep_latents=True, vae=vae)
     assert manifest.latents is not None
     samples = samples_of(tmp_path / "shards")
     for name in NAMES:
         for kind, key in (("latent_hr", "hr_latents_mean"), ("latent_lr", "lr_latents_mean")):
             stored = torch.load(folder / kind / f"{name}.pt", weights_only=True)
-            torch.testing.assert_close((samples[name][key] - 0.1) * 0.5, stored)  # type: ignore[literal-required]
+            torch.testing.assert_close((samples[name][key] - shift) * scale, stored)  # type: ignore[literal-required]
         assert (samples[name]["hr_latents_logvar"] == -30).all()
 
 

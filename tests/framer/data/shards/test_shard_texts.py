@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from framer.data.shards.index import members_of, open_index, spans_of
 from framer.data.shards.manifest import MANIFEST_FILE, TEXTS_FOLDER, read_manifest
 from framer.data.shards.reader import ShardDataset
 from framer.data.shards.stream_pairs import PhotographTexts
-from framer.data.texts.store import NULL_ROW, TextStore, write_text_store
+from framer.data.texts.store import TextStore, write_text_store
 from framer.errors import UserError
 
 CAPTIONS = {
@@ -39,8 +38,8 @@ def shards(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     return _make(photos, tmp_path_factory.mktemp("texts") / "out")
 
 
-def _open(folder: Path, probability: float = 0.0, seed: int = 5) -> ShardDataset:
-    return ShardDataset(folder, read_manifest(folder), seed=seed, null_text_probability=probability)
+def _open(folder: Path) -> ShardDataset:
+    return ShardDataset(folder, read_manifest(folder), seed=5)
 
 
 def test_the_manifest_says_what_the_texts_are(shards: Path) -> None:
@@ -81,32 +80,6 @@ def test_without_a_pooled_embedding(photos: list[Path], tmp_path: Path) -> None:
     sample = _open(_make(photos, tmp_path, pooled=None))[0]
     assert sample["prompt_embeds"].shape == (5, 8)
     assert "pooled_prompt_embeds" not in sample
-
-
-def test_texts_are_dropped_by_draws_from_seed_and_index_alone(shards: Path) -> None:
-    null = TextStore(shards / TEXTS_FOLDER).embeddings(NULL_ROW)
-    kept, dropped = _open(shards), pickle.loads(pickle.dumps(_open(shards, 0.25)))
-
-    def is_dropped(index: int) -> bool:
-        without, sample = kept[index], dropped[index]
-        assert torch.equal(without["hr"], sample["hr"])
-        is_null = torch.equal(sample["prompt_embeds"], null.prompt)
-        assert is_null or torch.equal(sample["prompt_embeds"], without["prompt_embeds"])
-        return is_null and not torch.equal(without["prompt_embeds"], null.prompt)
-
-    with_text = [index for index in range(600) if kept[index]["name"] != "photo3"]
-    drops = [is_dropped(index) for index in with_text]
-    assert drops[::-1] == [is_dropped(index) for index in reversed(with_text)]
-    # Five standard deviations of the binomial.
-    assert abs(sum(drops) / len(drops) - 0.25) < 5 * (0.25 * 0.75 / len(drops)) ** 0.5
-    always = _open(shards, 1.0)
-    assert all(torch.equal(always[index]["prompt_embeds"], null.prompt) for index in range(10))
-
-
-def test_there_are_no_texts_to_drop(photos: list[Path], tmp_path: Path) -> None:
-    make_shards(dataset_of(photos), tmp_path)
-    with pytest.raises(ValueError, match=r"there are no texts to drop with probability 0\.5"):
-        _open(tmp_path, 0.5)
 
 
 def test_other_captions_are_refused(photos: list[Path], shards: Path) -> None:
