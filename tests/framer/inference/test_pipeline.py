@@ -17,6 +17,8 @@ from framer.inference.pipeline import FramerUpscalePipeline
 from framer.inference.tiled_latents import AutoencoderTiles
 from framer.models.text import TextEmbeddings
 
+ORIENTATION, ARTIST, EXIF_IFD, EXIF_WIDTH, INTEROPERABILITY = 0x0112, 0x013B, 0x8769, 0xA002, 0xA005
+
 
 def image(height: int = 6, width: int = 9, *, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -56,6 +58,29 @@ def test_greyness_and_transparency_are_kept(mode: str, pipeline: FramerUpscalePi
     result = pipeline(image().convert(mode)).images[0]  # type: ignore[union-attr]
     assert result.mode == {"1": "L", "P": "RGB"}.get(mode, mode)
     assert result.size == (36, 24)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_and_keeps_profile_and_exif(
+    orientation: int, pipeline: FramerUpscalePipeline, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[ARTIST] = orientation, "Ada"
+    exif[EXIF_IFD] = {EXIF_WIDTH: 9, INTEROPERABILITY: {1: "R98"}}
+    image().save(tmp_path / "phone.jpg", exif=exif, icc_profile=b"profile")
+    assert cli.main(["upscale", str(tmp_path / "phone.jpg"), "-o", str(tmp_path / "command.png"), "--steps", "2"]) == 0
+    given = Image.open(tmp_path / "phone.jpg")
+    made = pipeline(given, num_inference_steps=2).images[0]  # type: ignore[union-attr]
+    assert given.getexif().get(ORIENTATION) == orientation
+    made.save(tmp_path / "pipeline.png", exif=made.getexif())
+    with Image.open(tmp_path / "command.png") as command, Image.open(tmp_path / "pipeline.png") as own:
+        assert np.array_equal(np.asarray(own), np.asarray(command))
+        assert own.size == ((24, 36) if orientation > 4 else (36, 24))
+        for one in (command, own):
+            found = one.getexif()
+            assert (found.get(ORIENTATION), found[ARTIST], one.info["icc_profile"]) == (None, "Ada", b"profile")
+            assert found.get_ifd(EXIF_IFD)[EXIF_WIDTH] == own.width
+            assert found.get_ifd(INTEROPERABILITY)[1] == "R98"
 
 
 def test_an_image_does_not_depend_on_the_others(pipeline: FramerUpscalePipeline) -> None:
