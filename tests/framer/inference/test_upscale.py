@@ -201,9 +201,15 @@ def test_opaque_transparency_changes_nothing(model: RestoringModel) -> None:
     assert (opaque.alpha == 1).all()
 
 
-def test_a_model_that_is_broken_is_told(model: RestoringModel) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_model_that_is_broken_is_told(value: float, model: RestoringModel) -> None:
+    def broken(sample: torch.Tensor, known: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        output = torch.zeros_like(sample)
+        output[..., 5, 5] = value
+        return output
+
     restorer = model.restorer()
-    object.__setattr__(restorer, "model", lambda sample, known, timesteps: sample * float("nan"))
+    object.__setattr__(restorer, "model", broken)
     with pytest.raises(UserError, match="not finite"):
         Upscaler(restorer, 4)(draw(4, 4, 3), seed=0)
 
