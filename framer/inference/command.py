@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,7 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=Path, metavar="FOLDER", help="texts by name: FOLDER/a/b.txt for the image a/b.png"
     )
-    parser.add_argument("--negative-prompt", default="", help="what images should not be like, default the empty text")
+    parser.add_argument(
+        "--negative-prompt",
+        default="",
+        help="with a prompt and guidance: what images should not be like, default the empty text",
+    )
     parser.add_argument(
         "--guidance-scale",
         type=float,
@@ -125,6 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_texts(arguments: argparse.Namespace) -> None:
     """Refuses options of texts that have no effect, before anything is loaded."""
+    if not math.isfinite(arguments.guidance_scale):
+        raise UserError(f"--guidance-scale {arguments.guidance_scale}: expected a finite number")
     texts = [arguments.prompt, arguments.prompts]
     if None not in texts:
         raise UserError("--prompt and --prompts: give one of them")
@@ -133,6 +140,8 @@ def _check_texts(arguments: argparse.Namespace) -> None:
             raise UserError("a prompt must be encoded: give --text-encoder, a diffusers pipeline's folder")
         if arguments.negative_text_embeddings is not None:
             raise UserError("--negative-text-embeddings is for guidance without a prompt; give --negative-prompt")
+        if arguments.negative_prompt and arguments.guidance_scale == 1:
+            raise UserError("--negative-prompt has no effect without a --guidance-scale other than 1")
         return
     if (arguments.guidance_scale != 1) != (arguments.negative_text_embeddings is not None):
         raise UserError(

@@ -282,15 +282,17 @@ class FramerUpscalePipeline(DiffusionPipeline):
         if prompt is None:
             if negative_prompt:
                 raise UserError("negative_prompt has no effect without prompt; give negative_prompt_embeds")
+            if guidance_scale == 1 and negative is not None:
+                raise UserError("negative_prompt_embeds has no effect without a guidance_scale other than 1")
             if given is None and guidance_scale == 1:
-                if negative is not None:
-                    raise UserError("negative_prompt_embeds has no effect without a guidance_scale other than 1")
                 return [None] * count
             own = Prompt(given or self._restoring.restoration.text, negative, guidance_scale)
             own.check()
             return [own] * count
         if given is not None or negative is not None:
             raise UserError("give prompt or prompt_embeds, not both")
+        if guidance_scale == 1 and negative_prompt:
+            raise UserError("negative_prompt has no effect without a guidance_scale other than 1")
         if self._text_encoder is None:
             raise UserError(
                 "a prompt needs a text encoder; load the pipeline with text_encoder=FOLDER, or give prompt_embeds"

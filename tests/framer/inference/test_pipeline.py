@@ -233,6 +233,13 @@ def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -
     assert np.array_equal(run(prompt="a cat", guidance_scale=3.0), guided)
     with pytest.raises(UserError, match="5 sampling steps have no effect on a model that restores in one step"):
         run(num_inference_steps=5)
+    for text in ({"prompt": "a cat"}, {"prompt_embeds": embeddings[0], "negative_prompt_embeds": embeddings[1]}):
+        with pytest.raises(UserError, match="guidance scale nan: expected a finite number"):
+            run(guidance_scale=float("nan"), **text)
+    with pytest.raises(UserError, match="negative_prompt has no effect without a guidance_scale other than 1"):
+        run(prompt="a cat", negative_prompt="blur")
+    with pytest.raises(UserError, match="negative_prompt_embeds has no effect without a guidance_scale other than 1"):
+        run(prompt_embeds=embeddings[0], negative_prompt_embeds=embeddings[1])
     with pytest.raises(UserError, match="2 prompts for 1 images"):
         run(prompt=["a", "b"])
     with pytest.raises(UserError, match="not both"):
