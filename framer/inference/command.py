@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from framer.inference.load import RestoringModel
     from framer.inference.records import MadeFrom, Records
     from framer.inference.restore import Prompt
+    from framer.inference.tiled_latents import AutoencoderTiles
     from framer.inference.upscale import Upscaler
 
 HELP = "Upscale images with a trained model."
@@ -162,9 +163,13 @@ def upscale_jobs(jobs: Sequence[Job], arguments: argparse.Namespace) -> tuple[in
     from framer.inference.pictures import read_size
     from framer.inference.progress import Progress
     from framer.inference.records import Records
+    from framer.inference.tiled_latents import AutoencoderTiles
 
+    autoencoder_tiles = AutoencoderTiles(
+        arguments.vae_tile, arguments.vae_decoder_tile, shared_statistics=arguments.vae_shared_statistics
+    )
     model = _load(arguments)
-    upscaler = _upscaler(model, arguments)
+    upscaler = _upscaler(model, autoencoder_tiles, arguments)
     texts = _texts(model, jobs, arguments)
     making = _Making(upscaler, texts, Records(), model.fingerprint(), _settings(upscaler, arguments), arguments.seed)
     jobs = list(jobs) if arguments.overwrite else _pending(jobs, making)
@@ -356,8 +361,7 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _upscaler(model: RestoringModel, arguments: argparse.Namespace) -> Upscaler:
-    from framer.inference.tiled_latents import AutoencoderTiles
+def _upscaler(model: RestoringModel, autoencoder_tiles: AutoencoderTiles, arguments: argparse.Namespace) -> Upscaler:
     from framer.inference.upscale import Upscaler
     from framer.objectives import OneStep
 
@@ -372,9 +376,7 @@ def _upscaler(model: RestoringModel, arguments: argparse.Namespace) -> Upscaler:
         tile=arguments.tile,
         tile_overlap=arguments.tile_overlap,
         tile_batch=arguments.tile_batch,
-        autoencoder_tiles=AutoencoderTiles(
-            arguments.vae_tile, arguments.vae_decoder_tile, shared_statistics=arguments.vae_shared_statistics
-        ),
+        autoencoder_tiles=autoencoder_tiles,
         start_from_image=arguments.start == "lr" and not one_step,
         strength=arguments.strength,
     )

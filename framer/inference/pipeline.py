@@ -75,9 +75,7 @@ class FramerUpscalePipeline(DiffusionPipeline):
         self.register_modules(model=model, vae=vae)
         self.register_to_config(settings=dict(settings))
         # Folders by name only: nothing is read from them again.
-        parsed = parse_settings(
-            {**settings, "text_embeddings": None}, Path(_MODEL), moved={"vae": _VAE, "pretrained": _PRETRAINED}
-        )
+        parsed = parse_settings({**settings, "text_embeddings": None, "null_text": None}, Path(_MODEL), moved={})
         own = model.module if isinstance(model, ControlledModel) else model
         architecture = UNetArchitecture() if isinstance(own, UNet2DConditionModel) else SD3Architecture()
         config = parsed.model.model_copy(update={"pretrained": None, "architecture": architecture})

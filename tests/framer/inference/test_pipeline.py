@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import family_folders
@@ -15,7 +16,7 @@ from framer import cli
 from framer.errors import UserError
 from framer.inference.pipeline import FramerUpscalePipeline
 from framer.inference.tiled_latents import AutoencoderTiles
-from framer.models.text import TextEmbeddings
+from framer.models.text import TextEmbeddings, write_text_embeddings
 
 ORIENTATION, ARTIST, EXIF_IFD, EXIF_WIDTH, INTEROPERABILITY = 0x0112, 0x013B, 0x8769, 0xA002, 0xA005
 
@@ -167,6 +168,17 @@ def test_a_saved_pipeline_carries_its_autoencoder_and_its_text(latent_export: Pa
     assert np.array_equal(np.asarray(again(image(30, 20)).images[0]), made)  # type: ignore[union-attr]
 
 
+def test_the_empty_text_of_an_export_is_seen_and_saved(latent_export: Path, tmp_path: Path) -> None:
+    shutil.copytree(latent_export / "export", tmp_path / "export")
+    settings = json.loads((tmp_path / "export/restoration.json").read_text())
+    write_text_embeddings(tmp_path / "export/null.safetensors", TextEmbeddings(torch.full((3, 16), 2.0), None))
+    settings |= {"text_embeddings": None, "null_text": "null.safetensors"}
+    (tmp_path / "export/restoration.json").write_text(json.dumps(settings))
+    FramerUpscalePipeline.from_export(tmp_path / "export").save_pretrained(tmp_path / "saved")
+    again = FramerUpscalePipeline.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again._restoring.restoration.text.prompt, torch.full((3, 16), 2.0))
+
+
 def test_a_saved_controlnet_carries_its_frozen_model(tmp_path: Path) -> None:
     frozen = UNet2DConditionModel.from_pretrained(family_folders.sd21(tmp_path / "sd21"))
     # diffusers' own embedding of the image is for latents of an eighth; these are of a half.
@@ -281,6 +293,7 @@ def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -
         ({"output_type": "latent"}, "output_type 'latent': expected pil, np or pt"),
         ({"start": "image"}, "start 'image': expected noise or lr"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"vae_tiles": AutoencoderTiles(512)}, "VAE tiles have no effect on a model without an autoencoder"),
         ({"colour_fix": "adam"}, "colour fix 'adam'"),
     ],
 )
