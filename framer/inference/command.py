@@ -30,12 +30,13 @@ _ENDS_THE_BATCH: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files, and folders of them")
+    parser.add_argument("inputs", nargs="+", type=_path, metavar="INPUT", help="image files, and folders of them")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder of the results; for a single image also its file"
+        "-o", "--output", type=_path, required=True, help="folder of the results; for a single image also its file"
     )
     parser.add_argument(
         "--model",
+        type=_name,
         default="base",
         help="a run's export; 'base', the default, is the bundled small model",
     )
@@ -59,22 +60,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="normalise the autoencoder's tiles alike, so that they differ less in tone; takes it twice the time",
     )
-    parser.add_argument("--vae", metavar="FOLDER", help="the autoencoder, where it is not where it was in training")
     parser.add_argument(
-        "--pretrained", metavar="FOLDER", help="the model that a ControlNet was trained beside, likewise"
+        "--vae", type=_name, metavar="FOLDER", help="the autoencoder, where it is not where it was in training"
     )
-    parser.add_argument("--text-embeddings", metavar="FILE", help="the text embeddings of training, likewise")
+    parser.add_argument(
+        "--pretrained", type=_name, metavar="FOLDER", help="the model that a ControlNet was trained beside, likewise"
+    )
+    parser.add_argument(
+        "--text-embeddings", type=_name, metavar="FILE", help="the text embeddings of training, likewise"
+    )
     parser.add_argument(
         "--negative-text-embeddings",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="for guidance without a prompt: text embeddings that the model is guided away from, towards those of "
         "training; an export's null_text.safetensors for example",
     )
-    parser.add_argument("--text-encoder", type=Path, metavar="FOLDER", help="diffusers pipeline that encodes prompts")
+    parser.add_argument("--text-encoder", type=_path, metavar="FOLDER", help="diffusers pipeline that encodes prompts")
     parser.add_argument("--prompt", help="text that all images are restored with")
     parser.add_argument(
-        "--prompts", type=Path, metavar="FOLDER", help="texts by name: FOLDER/a/b.txt for the image a/b.png"
+        "--prompts", type=_path, metavar="FOLDER", help="texts by name: FOLDER/a/b.txt for the image a/b.png"
     )
     parser.add_argument(
         "--negative-prompt",
@@ -112,6 +117,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make results that are there already once more, and replace other files of their names",
     )
+
+
+def _name(text: str) -> str:
+    """What is left empty, such as by a variable of a shell that is not set, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -355,9 +371,9 @@ def _device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {error}") from None
+        torch.zeros(1, device=name).item()  # which meta, that computes nothing, cannot tell
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
     return name
 
 

@@ -179,7 +179,14 @@ def test_outputs_within_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
         (["in", "-o", "out", "--seed", "-1"], "--seed must not be negative"),
         (["in", "-o", "out", "--steps", "0"], "num_inference_steps: expected 1 or more, got 0"),
         (["in", "-o", "out", "--model", "gone"], "gone/restoration.json not found"),
-        (["in", "-o", "out", "--device", "nothing"], "--device nothing cannot be used"),
+        (["in", "-o", "out", "--device", "nothing"], "--device nothing cannot be used: "),
+        pytest.param(
+            ["in", "-o", "out", "--device", "mps"],
+            "--device mps cannot be used: Could not run",
+            marks=pytest.mark.skipif(sys.platform == "darwin", reason="there may be one"),
+        ),
+        (["in", "-o", "out", "--device", "meta"], "--device meta cannot be used: "),
+        (["in", "nest", "-o", "out"], "results would lie in others as if these were folders; rename"),
         (["in", "-o", "out", "--prompt", "a cat"], "give --text-encoder"),
         (["in", "-o", "out", "--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one of them"),
         (["in", "-o", "out", "--guidance-scale", "8"], "guidance needs something to guide away from"),
@@ -211,14 +218,36 @@ def test_mistakes_are_told_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken/a.png").mkdir(parents=True)
-    for name in ("in/a.png", "other/a.png", "other/b.png", "two/a.png", "two/a.jpg"):
+    for name in ("in/a.png", "nest/a.png/b.png", "other/a.png", "other/b.png", "two/a.png", "two/a.jpg"):
         picture(Path(name))
     Path("empty").mkdir()
     Path("file.txt").write_text("text")
     before = contents(tmp_path)
     assert upscale(*arguments) == 2
-    assert says in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) == 1
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["", "-o", "out"],
+        ["a.png", "-o", ""],
+        ["a.png", "-o", "out", "--prompt", "x", "--text-encoder", ""],
+        ["a.png", "-o", "out", "--vae", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(Path("a.png"))
+    with pytest.raises(SystemExit, match="2"):
+        upscale(*arguments)
+    assert "the path is empty" in capsys.readouterr().err
+    assert contents(tmp_path).keys() == {"a.png"}
 
 
 def test_a_disk_that_is_full_ends_the_batch(
