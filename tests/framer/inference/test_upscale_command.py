@@ -346,7 +346,7 @@ def test_results_that_memory_has_no_room_for_fail_alone(
     picture(tmp_path / "in/b.png")
     monkeypatch.setattr("framer.inference.memory.available_memory", lambda: 20 * 2**20)
     assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 1
-    assert "in/a.png: 600x800 pixels need about 0.0268 GiB of memory, and 0.0195 are" in capsys.readouterr().err
+    assert "in/a.png: 600x800 pixels need about 0.0291 GiB of memory, and 0.0195 are" in capsys.readouterr().err
     assert list(contents(tmp_path / "out")) == ["b.png"]
 
 
