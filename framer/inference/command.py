@@ -373,7 +373,8 @@ def _device(name: str | None) -> str:
     try:
         torch.zeros(1, device=name).item()  # which meta, that computes nothing, cannot tell
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0].split(". ")[0]  # torch goes on with lists of backends
+        raise UserError(f"--device {name} cannot be used: {why}") from None
     return name
 
 

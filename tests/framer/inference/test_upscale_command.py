@@ -227,6 +227,7 @@ def test_mistakes_are_told_before_any_work(
     error = capsys.readouterr().err
     assert says in error
     assert len(error.splitlines()) == 1
+    assert len(error) < 400
     assert contents(tmp_path) == before
 
 
