@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from framer.inference.load import RestoringModel
     from framer.inference.records import MadeFrom, Records
     from framer.inference.restore import Prompt
+    from framer.inference.tiled_latents import AutoencoderTiles
     from framer.inference.upscale import Upscaler
 
 HELP = "Upscale images with a trained model."
@@ -28,12 +30,13 @@ _ENDS_THE_BATCH: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image files, and folders of them")
+    parser.add_argument("inputs", nargs="+", type=_path, metavar="INPUT", help="image files, and folders of them")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder of the results; for a single image also its file"
+        "-o", "--output", type=_path, required=True, help="folder of the results; for a single image also its file"
     )
     parser.add_argument(
         "--model",
+        type=_name,
         default="base",
         help="a run's export; 'base', the default, is the bundled small model",
     )
@@ -57,24 +60,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="normalise the autoencoder's tiles alike, so that they differ less in tone; takes it twice the time",
     )
-    parser.add_argument("--vae", metavar="FOLDER", help="the autoencoder, where it is not where it was in training")
     parser.add_argument(
-        "--pretrained", metavar="FOLDER", help="the model that a ControlNet was trained beside, likewise"
+        "--vae", type=_name, metavar="FOLDER", help="the autoencoder, where it is not where it was in training"
     )
-    parser.add_argument("--text-embeddings", metavar="FILE", help="the text embeddings of training, likewise")
+    parser.add_argument(
+        "--pretrained", type=_name, metavar="FOLDER", help="the model that a ControlNet was trained beside, likewise"
+    )
+    parser.add_argument(
+        "--text-embeddings", type=_name, metavar="FILE", help="the text embeddings of training, likewise"
+    )
     parser.add_argument(
         "--negative-text-embeddings",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="for guidance without a prompt: text embeddings that the model is guided away from, towards those of "
         "training; an export's null_text.safetensors for example",
     )
-    parser.add_argument("--text-encoder", type=Path, metavar="FOLDER", help="diffusers pipeline that encodes prompts")
+    parser.add_argument("--text-encoder", type=_path, metavar="FOLDER", help="diffusers pipeline that encodes prompts")
     parser.add_argument("--prompt", help="text that all images are restored with")
     parser.add_argument(
-        "--prompts", type=Path, metavar="FOLDER", help="texts by name: FOLDER/a/b.txt for the image a/b.png"
+        "--prompts", type=_path, metavar="FOLDER", help="texts by name: FOLDER/a/b.txt for the image a/b.png"
     )
-    parser.add_argument("--negative-prompt", default="", help="what images should not be like, default the empty text")
+    parser.add_argument(
+        "--negative-prompt",
+        default="",
+        help="with a prompt and guidance: what images should not be like, default the empty text",
+    )
     parser.add_argument(
         "--guidance-scale",
         type=float,
@@ -108,6 +119,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _name(text: str) -> str:
+    """What is left empty, such as by a variable of a shell that is not set, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Upscales the images; the exit status is 1 where some could not be."""
     from framer.inference.jobs import plan_jobs
@@ -125,6 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_texts(arguments: argparse.Namespace) -> None:
     """Refuses options of texts that have no effect, before anything is loaded."""
+    if not math.isfinite(arguments.guidance_scale):
+        raise UserError(f"--guidance-scale {arguments.guidance_scale}: expected a finite number")
     texts = [arguments.prompt, arguments.prompts]
     if None not in texts:
         raise UserError("--prompt and --prompts: give one of them")
@@ -133,6 +157,8 @@ def _check_texts(arguments: argparse.Namespace) -> None:
             raise UserError("a prompt must be encoded: give --text-encoder, a diffusers pipeline's folder")
         if arguments.negative_text_embeddings is not None:
             raise UserError("--negative-text-embeddings is for guidance without a prompt; give --negative-prompt")
+        if arguments.negative_prompt and arguments.guidance_scale == 1:
+            raise UserError("--negative-prompt has no effect without a --guidance-scale other than 1")
         return
     if (arguments.guidance_scale != 1) != (arguments.negative_text_embeddings is not None):
         raise UserError(
@@ -153,9 +179,13 @@ def upscale_jobs(jobs: Sequence[Job], arguments: argparse.Namespace) -> tuple[in
     from framer.inference.pictures import read_size
     from framer.inference.progress import Progress
     from framer.inference.records import Records
+    from framer.inference.tiled_latents import AutoencoderTiles
 
+    autoencoder_tiles = AutoencoderTiles(
+        arguments.vae_tile, arguments.vae_decoder_tile, shared_statistics=arguments.vae_shared_statistics
+    )
     model = _load(arguments)
-    upscaler = _upscaler(model, arguments)
+    upscaler = _upscaler(model, autoencoder_tiles, arguments)
     texts = _texts(model, jobs, arguments)
     making = _Making(upscaler, texts, Records(), model.fingerprint(), _settings(upscaler, arguments), arguments.seed)
     jobs = list(jobs) if arguments.overwrite else _pending(jobs, making)
@@ -341,14 +371,14 @@ def _device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {error}") from None
+        torch.zeros(1, device=name).item()  # which meta, that computes nothing, cannot tell
+    except (RuntimeError, AssertionError, ImportError) as error:
+        why = str(error).splitlines()[0].split(". ")[0]  # torch goes on with lists of backends
+        raise UserError(f"--device {name} cannot be used: {why}") from None
     return name
 
 
-def _upscaler(model: RestoringModel, arguments: argparse.Namespace) -> Upscaler:
-    from framer.inference.tiled_latents import AutoencoderTiles
+def _upscaler(model: RestoringModel, autoencoder_tiles: AutoencoderTiles, arguments: argparse.Namespace) -> Upscaler:
     from framer.inference.upscale import Upscaler
     from framer.objectives import OneStep
 
@@ -363,9 +393,7 @@ def _upscaler(model: RestoringModel, arguments: argparse.Namespace) -> Upscaler:
         tile=arguments.tile,
         tile_overlap=arguments.tile_overlap,
         tile_batch=arguments.tile_batch,
-        autoencoder_tiles=AutoencoderTiles(
-            arguments.vae_tile, arguments.vae_decoder_tile, shared_statistics=arguments.vae_shared_statistics
-        ),
+        autoencoder_tiles=autoencoder_tiles,
         start_from_image=arguments.start == "lr" and not one_step,
         strength=arguments.strength,
     )

@@ -45,7 +45,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, suffix: str | None = None
 
     Raises:
         UserError: An input is missing, a folder holds no image, an output's suffix is not known, two inputs have the
-            same output, or an output is an input or a folder.
+            same output, or an output is an input, a folder, or the folder of another output.
     """
     for path in inputs:
         if not path.exists():
@@ -114,3 +114,9 @@ def _check(jobs: Sequence[Job]) -> None:
     ]
     if clashes:
         raise UserError(f"rename inputs, or give their folders one at a time: {some_of(clashes, separator='; ')}")
+    within = [f"{output} in {parent}" for output in makers for parent in output.parents if parent in makers]
+    if within:
+        raise UserError(
+            "results would lie in others as if these were folders; rename inputs, or give their folders one at a time: "
+            f"{some_of(within, separator='; ')}"
+        )

@@ -130,6 +130,8 @@ class RestoringModel:
             raise UserError(f"tile batch {tile_batch}: expected 1 or more")
         latents, model = self.restoration.latents, self.restoration.model
         multiple = self.restoration.backbone.multiple(model)
+        if latents.vae is None and autoencoder_tiles not in (None, AutoencoderTiles()):
+            raise UserError("VAE tiles have no effect on a model without an autoencoder; leave their settings out")
         if autoencoder_tiles is not None:
             latents = TiledLatents(latents, autoencoder_tiles, device)
         self.objective.check_start(from_image=start_from_image, strength=strength, steps=steps)
@@ -251,20 +253,28 @@ def parse_settings(settings: Mapping[str, Any], folder: Path, *, moved: Mapping[
     Args:
         settings: As ``restoration.json`` has them.
         folder: Where the export lies.
-        moved: Where other things lie now, by their names among the settings; None: where they were in training.
+        moved: Where other things lie now, by their names among the settings; None: where they were in training. Also
+            ``vae_precision``, where it is another.
 
     Raises:
-        UserError: The settings are damaged.
+        UserError: The settings are damaged, or the export has no use for something that has moved.
     """
+    given = {name: value for name, value in moved.items() if value is not None}
+    unused = sorted(set(given) - movable(settings) - {"vae_precision"})
+    if unused:
+        raise UserError(
+            f"{folder} has no use for {' and '.join(unused)}: a vae is for models of an autoencoder's latents, "
+            "pretrained for ControlNets; leave it out"
+        )
     try:
         own = {name: settings[name] for name in _MODEL if name in settings}
-        own |= {name: moved[name] for name in own if moved.get(name) is not None}
+        own |= {name: value for name, value in given.items() if name in _MODEL}
         if own.get("text_embeddings") is None and settings.get("null_text") is not None:
             own["text_embeddings"] = str(folder / settings["null_text"])
         if own["latents"] != "residual":
             own.pop("latents_scale", None)
         if own["conditioning"] == "controlnet":
-            own |= {"controlnet": str(folder), "pretrained": moved.get("pretrained") or settings["pretrained"]}
+            own |= {"controlnet": str(folder), "pretrained": given.get("pretrained") or settings["pretrained"]}
         else:
             own["pretrained"] = str(folder)
         config = ModelConfig.model_validate(own)
@@ -276,6 +286,16 @@ def parse_settings(settings: Mapping[str, Any], folder: Path, *, moved: Mapping[
         return ParsedSettings(config, objective, scale, tile, int(settings.get("num_inference_steps", 1)))
     except (KeyError, ValueError, TypeError, ValidationError) as error:
         raise UserError(f"{folder / RESTORATION_FILE} is damaged: {error!r}") from None
+
+
+def movable(settings: Mapping[str, Any]) -> frozenset[str]:
+    """What a model of these settings needs that does not lie in its export, by the names among the settings."""
+    names = {"text_embeddings"}
+    if settings.get("latents") == "vae":
+        names.add("vae")
+    if settings.get("conditioning") == "controlnet":
+        names.add("pretrained")
+    return frozenset(names)
 
 
 def restoring_model(

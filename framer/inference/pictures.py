@@ -39,7 +39,8 @@ LARGEST_SIDE: Final = {"JPEG": 65500, "WEBP": 16383}
 
 _TRANSPARENT: Final = frozenset({"PNG", "WEBP", "TIFF"})
 _WITH_METADATA: Final = frozenset({"PNG", "JPEG", "WEBP", "TIFF"})
-_ORIENTATION, _EXIF_IFD, _GPS_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x0112, 0x8769, 0x8825, 0xA002, 0xA003
+_ORIENTATION, _EXIF_IFD, _GPS_IFD, _INTEROPERABILITY = 0x0112, 0x8769, 0x8825, 0xA005
+_EXIF_WIDTH, _EXIF_HEIGHT = 0xA002, 0xA003
 _LARGEST_JPEG_EXIF: Final = 65533
 _STRUCTURE: Final = frozenset(
     {*range(0x00FE, 0x010E), *range(0x0111, 0x011A), 0x011C, *range(0x013D, 0x015C), 0x02BC, 0x8773}
@@ -100,23 +101,27 @@ def read_picture(path: Path) -> Picture:
 
 
 def picture_of(image: Image) -> Picture:
-    """An 8-bit image in memory; what its file would say beside the samples is not looked at.
+    """An 8-bit image in memory, which is not changed; what it has beside its samples is taken as from a file.
 
     Raises:
         UserError: Samples of 16 or 32 bits, whose range is not known.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         raise UserError(f"an image of Pillow's mode {image.mode} has samples of no known range; convert it to L or RGB")
-    colour, alpha = _split(_eight_bit_samples(image))
-    grey = colour.shape[2] == 1
-    return Picture(np.repeat(colour, 3, axis=2) if grey else colour, alpha, grey=grey)
+    image.load()
+    return _of_eight_bits(image, _copied(image.getexif()), [])
 
 
 def image_of(picture: Picture) -> Image:
-    """An 8-bit image in memory: grey or RGB, with alpha where there is one."""
+    """An 8-bit image in memory: grey or RGB, with alpha where there is one.
+
+    Profile and EXIF lie in its ``info``, as Pillow puts those of a file there.
+    """
     image_module = require("PIL.Image", extra="train")
     samples = _quantised(picture.colour[..., :1] if picture.grey else picture.colour, picture.alpha, np.uint8)
     image: Image = image_module.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+    exif = None if picture.exif is None else _exif_block(picture.exif, picture.colour.shape[:2])[0]
+    image.info |= {name: value for name, value in (("icc_profile", picture.profile), ("exif", exif)) if value}
     return image
 
 
@@ -127,21 +132,31 @@ def _decoded(opened: Image, path: Path) -> Picture:
         notes.append(f"the first of {frames} frames is taken")
     deep = read_sixteen_bits(opened, path)
     opened.load()
-    profile, exif, mode = opened.info.get("icc_profile"), opened.getexif(), opened.mode
+    exif = opened.getexif()
     if deep is not None:
-        bits, (colour, alpha) = 16, _split(deep)
-    else:
-        if mode in ("I", "F"):
-            raise ImageError(
-                f"{path}: 32-bit samples (Pillow mode {mode!r}) have no known range; convert the file to 8 or 16 bits"
-            )
-        if mode not in _GREY_MODES | {"RGB", "RGBA", "RGBX", "RGBa", "P", "PA"}:
-            notes.append(f"{mode} is converted to RGB")
-            if profile is not None:
-                notes.append(f"the colour profile of {mode} is left out")
-            profile = None
-        orientation = int(exif.get(_ORIENTATION, 1) or 1)
-        bits, (colour, alpha) = 8, _split(upright(_eight_bit_samples(opened), orientation))
+        return _assembled(deep, bits=16, profile=opened.info.get("icc_profile"), exif=exif, notes=notes)
+    if opened.mode in ("I", "F"):
+        raise ImageError(
+            f"{path}: 32-bit samples (Pillow mode {opened.mode!r}) have no known range; convert it to 8 or 16 bits"
+        )
+    return _of_eight_bits(opened, exif, notes)
+
+
+def _of_eight_bits(image: Image, exif: Exif, notes: list[str]) -> Picture:
+    """Of a loaded image; ``exif`` is changed, and ``notes`` continued."""
+    profile = image.info.get("icc_profile")
+    if image.mode not in _GREY_MODES | {"RGB", "RGBA", "RGBX", "RGBa", "P", "PA"}:
+        notes.append(f"{image.mode} is converted to RGB")
+        if profile is not None:
+            notes.append(f"the colour profile of {image.mode} is left out")
+        profile = None
+    samples = upright(_eight_bit_samples(image), int(exif.get(_ORIENTATION, 1) or 1))
+    return _assembled(samples, bits=8, profile=profile, exif=exif, notes=notes)
+
+
+def _assembled(samples: npt.NDArray[Any], *, bits: int, profile: bytes | None, exif: Exif, notes: list[str]) -> Picture:
+    """A picture of samples to which the orientation is applied; the tags that say it are removed from ``exif``."""
+    colour, alpha = _split(samples)
     grey = colour.shape[2] == 1
     for tag in _STRUCTURE | {_ORIENTATION}:
         exif.pop(tag, None)
@@ -154,6 +169,16 @@ def _decoded(opened: Image, path: Path) -> Picture:
         exif=exif if len(exif) else None,
         notes=notes,
     )
+
+
+def _copied(exif: Exif) -> Exif:
+    """A copy, whose parts lie in it as dictionaries in the place of offsets into a file."""
+    copy: Exif = require("PIL.Image", extra="train").Exif()
+    for tag in exif:
+        copy[tag] = dict(exif.get_ifd(tag)) if tag in (_EXIF_IFD, _GPS_IFD) else exif[tag]
+    if _INTEROPERABILITY in (within := copy.get(_EXIF_IFD, {})):
+        within[_INTEROPERABILITY] = dict(exif.get_ifd(_INTEROPERABILITY))
+    return copy
 
 
 def _eight_bit_samples(image: Image) -> npt.NDArray[np.uint8]:
@@ -218,8 +243,11 @@ def encode_picture(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
         notes.append(f"16-bit samples become 8-bit ones in {kind}; PNG keeps them")
     exif = None
     if kind in _WITH_METADATA and picture.exif is not None:
-        exif, lost = _exif_block(picture.exif, (picture.colour.shape[0], picture.colour.shape[1]), kind)
+        exif, lost = _exif_block(picture.exif, picture.colour.shape[:2])
         notes += lost
+        if exif is not None and kind == "JPEG" and len(exif) > _LARGEST_JPEG_EXIF:
+            notes.append(f"EXIF of {len(exif)} bytes is more than JPEG can hold ({_LARGEST_JPEG_EXIF}): it is left out")
+            exif = None
     samples = _quantised(colour, alpha, np.uint16 if sixteen else np.uint8)
     encode = _png_of_sixteen_bits if sixteen else _encoded
     try:
@@ -250,11 +278,11 @@ def _encoded(samples: npt.NDArray[Any], kind: str, profile: bytes | None, exif: 
     return file.getvalue()
 
 
-def _exif_block(exif: Exif, size: tuple[int, int], kind: str) -> tuple[bytes | None, list[str]]:
+def _exif_block(exif: Exif, size: tuple[int, ...]) -> tuple[bytes | None, list[str]]:
     """The EXIF block, which says the new size where it said the old one; and what was left out of it, in words."""
     notes: list[str] = []
     try:
-        within = exif.get_ifd(_EXIF_IFD) if _EXIF_IFD in exif else {}
+        within = _part(exif, _EXIF_IFD) if _EXIF_IFD in exif else {}
         for tag, length in ((_EXIF_WIDTH, size[1]), (_EXIF_HEIGHT, size[0])):
             if tag in within:
                 within[tag] = length
@@ -265,16 +293,20 @@ def _exif_block(exif: Exif, size: tuple[int, int], kind: str) -> tuple[bytes | N
     # A tag of a kind that its number does not have surfaces as any of struct.error, TypeError, ValueError and more.
     except Exception as error:
         return None, [f"the EXIF cannot be written and is left out: {str(error) or type(error).__name__}"]
-    if kind == "JPEG" and len(block) > _LARGEST_JPEG_EXIF:
-        return None, [f"EXIF of {len(block)} bytes is more than JPEG can hold ({_LARGEST_JPEG_EXIF}): it is left out"]
     return block, notes
+
+
+def _part(exif: Exif, ifd: int) -> dict[int, Any]:
+    """The tags of a part; a copy has them in it."""
+    value = exif[ifd]
+    return value if isinstance(value, dict) else exif.get_ifd(ifd)
 
 
 def _drop_unwritable(exif: Exif) -> list[str]:
     """Removes the tags that Pillow reads but cannot write; their names."""
     names = require("PIL.ExifTags", extra="train").TAGS
     parts: list[tuple[Any, Any]] = [(exif, None)]
-    parts += [(exif.get_ifd(ifd), ifd) for ifd in (_EXIF_IFD, _GPS_IFD) if ifd in exif]
+    parts += [(_part(exif, ifd), ifd) for ifd in (_EXIF_IFD, _GPS_IFD) if ifd in exif]
     dropped = []
     for tags, ifd in parts:
         for tag in list(tags):

@@ -75,11 +75,7 @@ class FramerUpscalePipeline(DiffusionPipeline):
         self.register_modules(model=model, vae=vae)
         self.register_to_config(settings=dict(settings))
         # Folders by name only: nothing is read from them again.
-        parsed = parse_settings(
-            {**settings, "text_embeddings": None, "null_text": None},
-            Path(_MODEL),
-            moved={"vae": _VAE, "pretrained": _PRETRAINED},
-        )
+        parsed = parse_settings({**settings, "text_embeddings": None, "null_text": None}, Path(_MODEL), moved={})
         own = model.module if isinstance(model, ControlledModel) else model
         architecture = UNetArchitecture() if isinstance(own, UNet2DConditionModel) else SD3Architecture()
         config = parsed.model.model_copy(update={"pretrained": None, "architecture": architecture})
@@ -287,15 +283,17 @@ class FramerUpscalePipeline(DiffusionPipeline):
         if prompt is None:
             if negative_prompt:
                 raise UserError("negative_prompt has no effect without prompt; give negative_prompt_embeds")
+            if guidance_scale == 1 and negative is not None:
+                raise UserError("negative_prompt_embeds has no effect without a guidance_scale other than 1")
             if given is None and guidance_scale == 1:
-                if negative is not None:
-                    raise UserError("negative_prompt_embeds has no effect without a guidance_scale other than 1")
                 return [None] * count
             own = Prompt(given or self._restoring.restoration.text, negative, guidance_scale)
             own.check()
             return [own] * count
         if given is not None or negative is not None:
             raise UserError("give prompt or prompt_embeds, not both")
+        if guidance_scale == 1 and negative_prompt:
+            raise UserError("negative_prompt has no effect without a guidance_scale other than 1")
         if self._text_encoder is None:
             raise UserError(
                 "a prompt needs a text encoder; load the pipeline with text_encoder=FOLDER, or give prompt_embeds"

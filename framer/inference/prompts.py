@@ -46,10 +46,12 @@ class Prompts:
         """The prompt of a text.
 
         Raises:
-            UserError: The encoder is not one for the model.
+            UserError: The encoder is not one for the model, or the guidance scale is not finite.
         """
         negative = self._embed(self.negative) if self.guidance_scale != 1 else None
-        return Prompt(self._embed(text), negative, self.guidance_scale)
+        prompt = Prompt(self._embed(text), negative, self.guidance_scale)
+        prompt.check()
+        return prompt
 
     def _encoded(self, text: str) -> TextEmbeddings:
         found = self.encode([text])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,8 +36,10 @@ class Prompt(NamedTuple):
         """Refuses a guidance without a negative text.
 
         Raises:
-            UserError: The scale is not 1, and there is no negative text.
+            UserError: The scale is not 1, and there is no negative text; or it is not finite.
         """
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance scale {self.guidance_scale}: expected a finite number")
         if self.guidance_scale != 1 and self.negative is None:
             raise UserError(f"guidance scale {self.guidance_scale:g} needs the embeddings of a negative or empty text")
 
@@ -108,7 +111,7 @@ class Restorer:
             on_tiles: Called with the number of tiles that the model has seen since the last call, step by step.
 
         Returns:
-            ``[B, 3, H, W]`` float32 in [-1, 1].
+            ``[B, 3, H, W]`` float32 in [-1, 1]; NaN where the model's output is not finite.
 
         Raises:
             ValueError: The latents' height or width is not a multiple of ``multiple``.

@@ -27,6 +27,9 @@ class AutoencoderTiles:
         overlap: Part of a tile that its neighbour covers too, from 0 to below 1.
         shared_statistics: Whether all tiles see one pass earlier how the others are normalised, see
             :class:`SharedStatistics`; takes twice the time.
+
+    Raises:
+        UserError: A size that is not positive, or an overlap out of range.
     """
 
     encoded: int = 1024
@@ -34,14 +37,9 @@ class AutoencoderTiles:
     overlap: float = 0.25
     shared_statistics: bool = False
 
-    def check(self, downscale: int) -> None:
-        """Refuses tiles that do not fit the latents.
-
-        Raises:
-            UserError: A size that is not positive, is no multiple of ``downscale``, or an overlap out of range.
-        """
-        if self.encoded < 1 or self.encoded % downscale:
-            raise UserError(f"VAE tile of {self.encoded} pixels: expected a positive multiple of {downscale}")
+    def __post_init__(self) -> None:
+        if self.encoded < 1:
+            raise UserError(f"VAE tile of {self.encoded} pixels: expected 1 or more")
         if self.decoded < 1:
             raise UserError(f"VAE tile of {self.decoded} latent pixels: expected 1 or more")
         if not 0 <= self.overlap < 1:
@@ -59,12 +57,12 @@ class TiledLatents(LatentSpace):
         device: Where the autoencoder is; None: where the images are.
 
     Raises:
-        UserError: The sizes do not fit.
+        UserError: Tiles to encode are of no whole number of latent pixels.
     """
 
     def __init__(self, latents: LatentSpace, tiles: AutoencoderTiles, device: torch.device | None) -> None:
-        if latents.vae is not None:
-            tiles.check(latents.shape.downscale)
+        if latents.vae is not None and tiles.encoded % latents.shape.downscale:
+            raise UserError(f"VAE tile of {tiles.encoded} pixels: expected a multiple of {latents.shape.downscale}")
         self._latents = latents
         self._tiles = tiles
         self._device = device

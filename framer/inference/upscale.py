@@ -67,7 +67,8 @@ class Upscaler:
         """Bytes that an image of this size takes at most, beside the model and its tiles, see docs/upscale.md."""
         high, wide = self.padded_size(height, width)
         images = _IMAGES if self.restorer.latents.vae is None else _IMAGES_OF_AUTOENCODERS
-        return high * wide * 3 * 4 * (images + self.restorer.start_from_image)
+        # Transparency is one more channel, of the result and of the image that is read.
+        return 4 * (high * wide * (3 * (images + self.restorer.start_from_image) + 1) + height * width * 4)
 
     def __call__(
         self,
@@ -114,13 +115,11 @@ class Upscaler:
             UserError: The model's output is not finite.
         """
         height, width = (side * self.scale for side in picture.colour.shape[:2])
-        if picture.alpha is None or bool((picture.alpha == 1).all()):
-            upsampled, alpha = resize_bicubic(picture.colour, (height, width)), picture.alpha
-            if alpha is not None:
-                alpha = np.ones((height, width), dtype=np.float32)
-        else:
-            upsampled, alpha = _without_fringes(picture.colour, picture.alpha, (height, width))
-        colour = self._restored(upsampled, seed=seed, prompt=prompt, on_tiles=on_tiles)
+        alpha = _larger_alpha(picture.alpha, (height, width))
+        # Without a name here, what is upsampled is given up as soon as it is continued.
+        colour = self._restored(
+            _larger_colour(picture, alpha, (height, width)), seed=seed, prompt=prompt, on_tiles=on_tiles
+        )
         if picture.grey:
             colour = np.repeat(colour.mean(axis=2, keepdims=True), 3, axis=2)
         return Picture(
@@ -168,15 +167,30 @@ def _continued(image: Plane, size: tuple[int, int]) -> Plane:
     return np.pad(image, [*missing, (0, 0)], mode="reflect")
 
 
-def _without_fringes(colour: Plane, alpha: Plane, size: tuple[int, int]) -> tuple[Plane, Plane]:
-    """Colour and alpha, bicubically upscaled.
+def _larger_alpha(alpha: Plane | None, size: tuple[int, int]) -> Plane | None:
+    """Bicubically upscaled; exactly 1 where all is opaque."""
+    if alpha is None:
+        return None
+    if bool((alpha == 1).all()):
+        return np.ones(size, dtype=np.float32)
+    return np.clip(resize_bicubic(alpha[..., None], size), 0, 1)[..., 0]
 
-    Colours are averaged by how visible they are, so that what lies below fully transparent pixels (often black) does
-    not show at the edges of what is visible.
+
+def _larger_colour(picture: Picture, alpha: Plane | None, size: tuple[int, int]) -> Plane:
+    """Colours, bicubically upscaled.
+
+    They are averaged by how visible they are, so that what lies below fully transparent pixels (often black) does not
+    show at the edges of what is visible.
+
+    Args:
+        picture: The image.
+        alpha: Its transparency, already upscaled.
+        size: Height and width.
     """
-    upscaled = np.clip(resize_bicubic(alpha[..., None], size), 0, 1)
-    visible = resize_bicubic(colour * alpha[..., None], size)
-    plain = resize_bicubic(colour, size)
-    seen = upscaled > TRANSPARENT
-    np.divide(visible, upscaled, out=plain, where=seen)
-    return plain, upscaled[..., 0]
+    plain = resize_bicubic(picture.colour, size)
+    if picture.alpha is None or alpha is None or bool((picture.alpha == 1).all()):
+        return plain
+    visible = resize_bicubic(picture.colour * picture.alpha[..., None], size)
+    upscaled = alpha[..., None]
+    np.divide(visible, upscaled, out=plain, where=upscaled > TRANSPARENT)
+    return plain

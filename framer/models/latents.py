@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,10 @@ class LatentSpace(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
-        """Image ``[B, 3, H, W]``, clamped to [-1, 1]; the inverse of :meth:`encode`. Differentiable."""
+        """Image ``[B, 3, H, W]``, clamped to [-1, 1]; the inverse of :meth:`encode`. Differentiable.
+
+        Infinities become NaN, so that a model that is broken is told from one that makes black and white.
+        """
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ class ImageLatents(LatentSpace):
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
         """The latents, or the upscaled image with the residual added."""
         image = upsampled + latents / self.scale if self.kind == "residual" else latents
-        return image.clamp(-1, 1)
+        return _clamped(image)
 
 
 class VaeLatents(LatentSpace):
@@ -291,7 +295,12 @@ class VaeLatents(LatentSpace):
     def decode(self, latents: Tensor, upsampled: Tensor) -> Tensor:
         """The decoded image."""
         image: Tensor = self.vae.decode(self.scale.undo(latents).to(self.vae.dtype)).sample
-        return image.float().clamp(-1, 1)
+        return _clamped(image.float())
+
+
+def _clamped(image: Tensor) -> Tensor:
+    """A copy; its memory is all that is taken."""
+    return torch.nan_to_num(image, nan=math.nan, posinf=math.nan, neginf=math.nan).clamp_(-1, 1)
 
 
 def latent_shape(config: ModelConfig) -> LatentShape:

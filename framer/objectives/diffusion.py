@@ -91,8 +91,10 @@ class Diffusion(Objective):
         return weights if self.config.prediction_type == "sample" else weights / (ratio + 1)
 
     def check_start(self, *, from_image: bool, strength: float, steps: int) -> None:
-        """Also refuses a strength that leaves no step, see :meth:`Objective.check_start`."""
+        """Also refuses too many steps, and a strength that leaves none, see :meth:`Objective.check_start`."""
         super().check_start(from_image=from_image, strength=strength, steps=steps)
+        if steps > NUM_TRAIN_TIMESTEPS:
+            raise UserError(f"{steps} sampling steps: the schedule of diffusion has {NUM_TRAIN_TIMESTEPS}")
         if not self._timesteps_from(self._sampler(steps).timesteps, strength):
             raise UserError(f"strength {strength} leaves none of {steps} steps; give more of either")
 

@@ -15,7 +15,7 @@ from framer.config.loading import build_config
 from framer.config.model import ModelConfig
 from framer.config.training import TrainConfig
 from framer.errors import UserError
-from framer.inference.load import parse_settings
+from framer.inference.load import movable, parse_settings
 from framer.models.backbones import Backbone, backbone_for, model_class
 from framer.models.build import build_model_without_weights
 from framer.models.controlled import ControlledModel
@@ -57,7 +57,11 @@ def check_sources(
 
 
 def _check(source: Source, settings: MeasureSettings, tile: int, moved: dict[str, str | None]) -> None:
-    parsed = parse_settings(source.settings(), source.folder, moved=moved)
+    own = source.settings()
+    # What has moved is told for all models at once; each takes what it needs of it.
+    parsed = parse_settings(
+        own, source.folder, moved={name: value for name, value in moved.items() if name in movable(own)}
+    )
     check_space(settings.space, parsed.objective.type)
     # Asked now for the sake of a configuration that is damaged.
     _ = source.fam

@@ -17,7 +17,8 @@ from framer.analysis.paper.tiles import Tile, Tiles, stacked
 from framer.config.objective import ObjectiveConfig, ObjectiveType
 from framer.errors import UserError
 from framer.features import FeatureTap, adapter_for, feature_space
-from framer.inference.load import RestoringModel, load_restoring_model, parse_settings
+from framer.inference.load import RestoringModel, load_restoring_model, movable, parse_settings, read_settings
+from framer.models.restoration import RESTORATION_FILE
 from framer.seeding import normal_per_sample
 from framer_kernels import BandSplit, Representation, band_similarity, framer_loss
 
@@ -67,13 +68,19 @@ def load_model(
     Args:
         folder: With its ``restoration.json``.
         device: Where it goes.
-        vae: The autoencoder's folder, where it has moved.
+        vae: The autoencoder's folder, where it has moved; not read where the model has none.
         pretrained: The folder of the model beside a ControlNet, likewise.
 
     Raises:
         UserError: A file is missing, damaged or does not fit.
     """
-    restoring = load_restoring_model(folder, device=device, vae=vae, pretrained=pretrained)
+    needed = movable(read_settings(folder / RESTORATION_FILE))
+    restoring = load_restoring_model(
+        folder,
+        device=device,
+        vae=vae if "vae" in needed else None,
+        pretrained=pretrained if "pretrained" in needed else None,
+    )
     return AnalysedModel(restoring, parse_settings(restoring.settings, folder, moved={}).objective)
 
 

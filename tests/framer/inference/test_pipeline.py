@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import family_folders
@@ -15,7 +16,9 @@ from framer import cli
 from framer.errors import UserError
 from framer.inference.pipeline import FramerUpscalePipeline
 from framer.inference.tiled_latents import AutoencoderTiles
-from framer.models.text import TextEmbeddings
+from framer.models.text import TextEmbeddings, write_text_embeddings
+
+ORIENTATION, ARTIST, EXIF_IFD, EXIF_WIDTH, INTEROPERABILITY = 0x0112, 0x013B, 0x8769, 0xA002, 0xA005
 
 
 def image(height: int = 6, width: int = 9, *, seed: int = 0) -> Image.Image:
@@ -56,6 +59,29 @@ def test_greyness_and_transparency_are_kept(mode: str, pipeline: FramerUpscalePi
     result = pipeline(image().convert(mode)).images[0]  # type: ignore[union-attr]
     assert result.mode == {"1": "L", "P": "RGB"}.get(mode, mode)
     assert result.size == (36, 24)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_and_keeps_profile_and_exif(
+    orientation: int, pipeline: FramerUpscalePipeline, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[ARTIST] = orientation, "Ada"
+    exif[EXIF_IFD] = {EXIF_WIDTH: 9, INTEROPERABILITY: {1: "R98"}}
+    image().save(tmp_path / "phone.jpg", exif=exif, icc_profile=b"profile")
+    assert cli.main(["upscale", str(tmp_path / "phone.jpg"), "-o", str(tmp_path / "command.png"), "--steps", "2"]) == 0
+    given = Image.open(tmp_path / "phone.jpg")
+    made = pipeline(given, num_inference_steps=2).images[0]  # type: ignore[union-attr]
+    assert given.getexif().get(ORIENTATION) == orientation
+    made.save(tmp_path / "pipeline.png", exif=made.getexif())
+    with Image.open(tmp_path / "command.png") as command, Image.open(tmp_path / "pipeline.png") as own:
+        assert np.array_equal(np.asarray(own), np.asarray(command))
+        assert own.size == ((24, 36) if orientation > 4 else (36, 24))
+        for one in (command, own):
+            found = one.getexif()
+            assert (found.get(ORIENTATION), found[ARTIST], one.info["icc_profile"]) == (None, "Ada", b"profile")
+            assert found.get_ifd(EXIF_IFD)[EXIF_WIDTH] == own.width
+            assert found.get_ifd(INTEROPERABILITY)[1] == "R98"
 
 
 def test_an_image_does_not_depend_on_the_others(pipeline: FramerUpscalePipeline) -> None:
@@ -142,6 +168,17 @@ def test_a_saved_pipeline_carries_its_autoencoder_and_its_text(latent_export: Pa
     assert np.array_equal(np.asarray(again(image(30, 20)).images[0]), made)  # type: ignore[union-attr]
 
 
+def test_the_empty_text_of_an_export_is_seen_and_saved(latent_export: Path, tmp_path: Path) -> None:
+    shutil.copytree(latent_export / "export", tmp_path / "export")
+    settings = json.loads((tmp_path / "export/restoration.json").read_text())
+    write_text_embeddings(tmp_path / "export/null.safetensors", TextEmbeddings(torch.full((3, 16), 2.0), None))
+    settings |= {"text_embeddings": None, "null_text": "null.safetensors"}
+    (tmp_path / "export/restoration.json").write_text(json.dumps(settings))
+    FramerUpscalePipeline.from_export(tmp_path / "export").save_pretrained(tmp_path / "saved")
+    again = FramerUpscalePipeline.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again._restoring.restoration.text.prompt, torch.full((3, 16), 2.0))
+
+
 def test_a_saved_controlnet_carries_its_frozen_model(tmp_path: Path) -> None:
     frozen = UNet2DConditionModel.from_pretrained(family_folders.sd21(tmp_path / "sd21"))
     # diffusers' own embedding of the image is for latents of an eighth; these are of a half.
@@ -215,6 +252,13 @@ def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -
     assert np.array_equal(run(prompt="a cat", guidance_scale=3.0), guided)
     with pytest.raises(UserError, match="5 sampling steps have no effect on a model that restores in one step"):
         run(num_inference_steps=5)
+    for text in ({"prompt": "a cat"}, {"prompt_embeds": embeddings[0], "negative_prompt_embeds": embeddings[1]}):
+        with pytest.raises(UserError, match="guidance scale nan: expected a finite number"):
+            run(guidance_scale=float("nan"), **text)
+    with pytest.raises(UserError, match="negative_prompt has no effect without a guidance_scale other than 1"):
+        run(prompt="a cat", negative_prompt="blur")
+    with pytest.raises(UserError, match="negative_prompt_embeds has no effect without a guidance_scale other than 1"):
+        run(prompt_embeds=embeddings[0], negative_prompt_embeds=embeddings[1])
     with pytest.raises(UserError, match="2 prompts for 1 images"):
         run(prompt=["a", "b"])
     with pytest.raises(UserError, match="not both"):
@@ -259,6 +303,7 @@ def test_prompts_come_as_embeddings_or_through_an_encoder(latent_export: Path) -
         ({"output_type": "latent"}, "output_type 'latent': expected pil, np or pt"),
         ({"start": "image"}, "start 'image': expected noise or lr"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"vae_tiles": AutoencoderTiles(512)}, "VAE tiles have no effect on a model without an autoencoder"),
         ({"colour_fix": "adam"}, "colour fix 'adam'"),
     ],
 )

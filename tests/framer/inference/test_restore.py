@@ -353,6 +353,7 @@ def test_a_start_from_the_image_restores_with_a_model_that_knows_the_truth() -> 
     ("objective", "changes", "says"),
     [
         ("diffusion", {"start_from_image": True, "strength": 0.1}, "strength 0.1 leaves none of 4 steps"),
+        ("diffusion", {"num_inference_steps": 1001}, "1001 sampling steps: the schedule of diffusion has 1000"),
         ("diffusion", {"strength": 0.5}, "has no effect where sampling starts from noise alone"),
         ("one_step", {"strength": 0.5}, "has no effect on a model that restores in one step"),
         ("flow_matching", {"start_from_image": True}, "strength 1 has no trace of the image"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -139,27 +140,42 @@ def test_memory_grows_by_a_few_images_not_by_tiles(
     assert first > 300 * smallest  # one tile's activations, which 16 tiles at once would multiply
 
 
+@dataclass
+class Nothing:
+    """A restorer that changes nothing, and looks at numpy's memory."""
+
+    pixels: int
+    tile: int = 64
+    held: int = 0
+
+    class latents:  # noqa: N801
+        class shape:  # noqa: N801
+            downscale = 1
+
+    def __call__(self, upsampled: torch.Tensor, **settings: object) -> torch.Tensor:
+        self.held = tracemalloc.get_traced_memory()[0]
+        return upsampled.clone()
+
+
 def test_numpys_memory_is_two_images() -> None:
-    class Nothing:
-        """A restorer that changes nothing."""
-
-        pixels, tile = 4, 64
-
-        class latents:  # noqa: N801
-            class shape:  # noqa: N801
-                downscale = 1
-
-        def __call__(self, upsampled: torch.Tensor, **settings: object) -> torch.Tensor:
-            return upsampled.clone()
-
     image = draw(256, 256, 3)
-    upscaler = Upscaler(Nothing(), 4)  # type: ignore[arg-type]
+    upscaler = Upscaler(Nothing(4), 4)  # type: ignore[arg-type]
     tracemalloc.start()
     result = upscaler(image, seed=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_allclose(result, np.clip(resize_bicubic(image, (1024, 1024)), 0, 1), rtol=0, atol=1e-6)
     assert peak < 2.5 * result.nbytes
+
+
+@pytest.mark.parametrize("alpha", [None, draw(250, 256)])
+def test_while_the_model_runs_an_image_that_was_continued_is_there_once(alpha: np.ndarray | None) -> None:
+    restorer = Nothing(64)
+    tracemalloc.start()
+    result = Upscaler(restorer, 4).picture(Picture(draw(250, 256, 3), alpha), seed=0)  # type: ignore[arg-type]
+    tracemalloc.stop()
+    beside = 0 if result.alpha is None else result.alpha.nbytes
+    assert restorer.held < 1.5 * result.colour.nbytes + beside
 
 
 def test_a_colour_fix_brings_a_cast_back(model: RestoringModel, photograph: np.ndarray) -> None:
@@ -201,9 +217,15 @@ def test_opaque_transparency_changes_nothing(model: RestoringModel) -> None:
     assert (opaque.alpha == 1).all()
 
 
-def test_a_model_that_is_broken_is_told(model: RestoringModel) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_model_that_is_broken_is_told(value: float, model: RestoringModel) -> None:
+    def broken(sample: torch.Tensor, known: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        output = torch.zeros_like(sample)
+        output[..., 5, 5] = value
+        return output
+
     restorer = model.restorer()
-    object.__setattr__(restorer, "model", lambda sample, known, timesteps: sample * float("nan"))
+    object.__setattr__(restorer, "model", broken)
     with pytest.raises(UserError, match="not finite"):
         Upscaler(restorer, 4)(draw(4, 4, 3), seed=0)
 

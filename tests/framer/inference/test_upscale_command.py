@@ -180,11 +180,33 @@ def test_outputs_within_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
         (["in", "-o", "out", "--seed", "-1"], "--seed must not be negative"),
         (["in", "-o", "out", "--steps", "0"], "num_inference_steps: expected 1 or more, got 0"),
         (["in", "-o", "out", "--model", "gone"], "gone/restoration.json not found"),
-        (["in", "-o", "out", "--device", "nothing"], "--device nothing cannot be used"),
+        (["in", "-o", "out", "--device", "nothing"], "--device nothing cannot be used: "),
+        pytest.param(
+            ["in", "-o", "out", "--device", "mps"],
+            "--device mps cannot be used: Could not run",
+            marks=pytest.mark.skipif(sys.platform == "darwin", reason="there may be one"),
+        ),
+        (["in", "-o", "out", "--device", "meta"], "--device meta cannot be used: "),
+        (["in", "nest", "-o", "out"], "results would lie in others as if these were folders; rename"),
         (["in", "-o", "out", "--prompt", "a cat"], "give --text-encoder"),
         (["in", "-o", "out", "--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one of them"),
         (["in", "-o", "out", "--guidance-scale", "8"], "guidance needs something to guide away from"),
         (["in", "-o", "out", "--negative-text-embeddings", "x"], "guidance needs something to guide away from"),
+        (["in", "-o", "out", "--guidance-scale", "nan"], "--guidance-scale nan: expected a finite number"),
+        (
+            ["in", "-o", "out", "--prompt", "a", "--text-encoder", "b", "--guidance-scale=-inf"],
+            "--guidance-scale -inf: expected a finite number",
+        ),
+        (
+            ["in", "-o", "out", "--prompt", "a", "--text-encoder", "b", "--negative-prompt", "c"],
+            "--negative-prompt has no effect without a --guidance-scale other than 1",
+        ),
+        (["in", "-o", "out", "--vae", "gone"], "has no use for vae: a vae is for models of an autoencoder's latents"),
+        (["in", "-o", "out", "--vae", "v", "--pretrained", "p"], "has no use for pretrained and vae"),
+        (["in", "-o", "out", "--text-embeddings", "gone"], "gone not found"),
+        (["in", "-o", "out", "--vae-tile", "512"], "VAE tiles have no effect on a model without an autoencoder"),
+        (["in", "-o", "out", "--vae-shared-statistics"], "VAE tiles have no effect on a model without an autoencoder"),
+        (["in", "-o", "out", "--vae-decoder-tile", "0"], "VAE tile of 0 latent pixels: expected 1 or more"),
         (["in/a.png", "-o", "o_d.gif"], "o_d.gif is named like a file: cannot write .gif; known are .png"),
         (["in/a.png", "other/b.png", "-o", "o.png"], "in/a.png other/b.png cannot become one file; give a folder"),
         (["in", "-o", "o.v2"], "o.v2 is named like a file"),
@@ -197,14 +219,37 @@ def test_mistakes_are_told_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken/a.png").mkdir(parents=True)
-    for name in ("in/a.png", "other/a.png", "other/b.png", "two/a.png", "two/a.jpg"):
+    for name in ("in/a.png", "nest/a.png/b.png", "other/a.png", "other/b.png", "two/a.png", "two/a.jpg"):
         picture(Path(name))
     Path("empty").mkdir()
     Path("file.txt").write_text("text")
     before = contents(tmp_path)
     assert upscale(*arguments) == 2
-    assert says in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) == 1
+    assert len(error) < 400
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["", "-o", "out"],
+        ["a.png", "-o", ""],
+        ["a.png", "-o", "out", "--prompt", "x", "--text-encoder", ""],
+        ["a.png", "-o", "out", "--vae", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(Path("a.png"))
+    with pytest.raises(SystemExit, match="2"):
+        upscale(*arguments)
+    assert "the path is empty" in capsys.readouterr().err
+    assert contents(tmp_path).keys() == {"a.png"}
 
 
 def test_a_disk_that_is_full_ends_the_batch(
@@ -303,7 +348,7 @@ def test_results_that_memory_has_no_room_for_fail_alone(
     picture(tmp_path / "in/b.png")
     monkeypatch.setattr("framer.inference.memory.available_memory", lambda: 20 * 2**20)
     assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 1
-    assert "in/a.png: 600x800 pixels need about 0.0268 GiB of memory, and 0.0195 are" in capsys.readouterr().err
+    assert "in/a.png: 600x800 pixels need about 0.0291 GiB of memory, and 0.0195 are" in capsys.readouterr().err
     assert list(contents(tmp_path / "out")) == ["b.png"]
 
 
@@ -514,7 +559,7 @@ def test_a_text_encoders_own_embeddings_reach_the_model(
     results = {}
     for name, options in {
         "one": ("--prompt", "a photo"),
-        "same": ("--prompt", "a photo", "--guidance-scale", 1, "--negative-prompt", "blur"),
+        "same": ("--prompt", "a photo", "--guidance-scale", 1),
         "other": ("--prompt", "the cat"),
         "guided": ("--prompt", "a photo", "--guidance-scale", 9),
     }.items():

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from pathlib import Path
 
+import family_folders
 import pytest
 import torch
 
@@ -47,6 +50,28 @@ def test_decoded_images_stay_in_range(kind: str, images: tuple[torch.Tensor, tor
     _, upsampled = images
     decoded = ImageLatents(kind, 1.0).decode(torch.full_like(upsampled, 9.0), upsampled)  # type: ignore[arg-type]
     assert torch.equal(decoded, torch.ones_like(decoded))
+
+
+@pytest.mark.parametrize("kind", ["pixel", "residual"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_is_not_clamped(kind: str, value: float, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    latents = images[0].clone()
+    latents[1, 2, 3, 4] = value
+    space = ImageLatents(kind, 1.0)  # type: ignore[arg-type]
+    assert torch.equal(space.decode(latents, images[1]).isfinite(), latents.isfinite())
+    assert float(latents[1, 2, 3, 4]) == value or math.isnan(value)
+
+
+def test_what_an_autoencoder_decodes_is_not_clamped_where_it_is_not_finite(tmp_path: Path) -> None:
+    folder = family_folders.autoencoder(tmp_path / "vae")
+    space = build_latents(ModelConfig(latents="vae", vae=str(folder)), CPU)
+    latents, upsampled = torch.zeros(1, space.shape.channels, 4, 4), torch.zeros(1, 3, 8, 8)
+    latents[..., 2, 2] = math.inf
+    assert not space.decode(latents, upsampled).isfinite().any()  # through the normalisations
+    assert space.vae is not None
+    space.vae.decoder.conv_out.bias[1] = math.inf
+    decoded = space.decode(torch.zeros_like(latents), upsampled)
+    assert decoded.isfinite().all(dim=(-2, -1)).tolist() == [[True, False, True]]
 
 
 def test_the_configuration_names_the_space() -> None:
