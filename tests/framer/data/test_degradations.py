@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framer.data import degradations
 from framer.data.blur_kernels import KernelDraw
 from framer.data.degradation_draws import DegradationDraw, ResizeDraw
 from framer.data.degradations import (
