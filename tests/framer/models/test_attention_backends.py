@@ -82,9 +82,9 @@ def _flux() -> Any:
 def _run_flux(model: Any) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     output: Tensor = model(
-        hidden_states=torch.randn(1, 16, 4, generator=generator),
-        encoder_hidden_states=torch.randn(1, 3, 8, generator=generator),
-        pooled_projections=torch.randn(1, 8, generator=generator),
+        hidden_states=torch.randn(1, 16, 4, generator=generator).to(model.dtype),
+        encoder_hidden_states=torch.randn(1, 3, 8, generator=generator).to(model.dtype),
+        pooled_projections=torch.randn(1, 8, generator=generator).to(model.dtype),
         timestep=torch.tensor([0.5]),
         img_ids=torch.zeros(16, 3),
         txt_ids=torch.zeros(3, 3),
@@ -255,7 +255,14 @@ def test_masks_are_refused_where_the_kernel_has_none() -> None:
 
 def test_half_precision() -> None:
     model = _flux().to(torch.bfloat16)
-    use_attention_backend(model, "_native_flash", device=CPU, dtype=torch.bfloat16)
+    outputs = {}
+    for backend, fused in (("_native_math", 0), ("_native_flash", 2)):
+        use_attention_backend(model, backend, device=CPU, dtype=torch.bfloat16)
+        outputs[backend], gradients, kernels = _outputs_and_gradients(model, _run_flux)
+        assert kernels == fused, backend
+        assert {gradient.dtype for gradient in gradients.values()} == {torch.bfloat16}
+    math, flash = outputs.values()
+    assert (flash - math).abs().max() < 0.02 * math.abs().max()
 
 
 class _OwnAttention(nn.Module):
