@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.attention_processor import XFormersJointAttnProcessor
 from sd3 import model_inputs
+from tiny_models import tiny_unet, unet_output
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,27 +42,6 @@ def _run_sd3(model: Any) -> Tensor:
     sample = torch.randn(2, 3, 16, 16, generator=generator)
     condition = torch.randn(2, model.config.in_channels - 3, 16, 16, generator=generator)
     output: Tensor = model(**model_inputs(model, sample, condition, torch.tensor([200.0, 700.0]))).sample
-    return output
-
-
-def _unet() -> Any:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-
-
-def _run_unet(model: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(2)
-    latents, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 3, 8, generator=generator)
-    output: Tensor = model(latents, 1, text).sample
     return output
 
 
@@ -120,7 +100,7 @@ def _run_qwen(model: Any) -> Tensor:
 Model = tuple[Callable[[], Any], Callable[[Any], Tensor]]
 MODELS: dict[str, Model] = {
     "sd3": (_sd3, _run_sd3),
-    "unet": (_unet, _run_unet),
+    "unet": (tiny_unet, unet_output),
     "flux": (_flux, _run_flux),
     "qwen": (_qwen, _run_qwen),
 }
@@ -285,7 +265,7 @@ def test_a_processor_that_computes_attention_by_hand_takes_none() -> None:
         def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
             return hidden_states
 
-    model = _unet()
+    model = tiny_unet()
     next(iter(attention_modules(model).values())).set_processor(ByHand())  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"\(ByHand\); it takes no backend, or null"):
         use_attention_backend(model, "native", device=CPU, dtype=FP32)
