@@ -165,6 +165,9 @@ def jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
 
     Returns:
         What the file shows, ``uint8 [H, W, 3]``.
+
+    Raises:
+        RuntimeError: OpenCV cannot encode it.
     """
     cv2 = _opencv()
     encoded, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
