@@ -8,14 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+from framer.arguments import given_path
+
 HELP = "Train the variants of an ablation table, resuming what was begun, and tabulate their quality and cost."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("table", type=Path, help="YAML file, for example configs/ablations/table5.yaml")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the runs")
-    parser.add_argument("--config", type=Path, help="base configuration in the place of the table's")
+    parser.add_argument("table", type=given_path, help="YAML file, for example configs/ablations/table5.yaml")
+    parser.add_argument("-o", "--output", type=given_path, metavar="DIR", help="folder of the runs")
+    parser.add_argument("--config", type=given_path, help="base configuration in the place of the table's")
     parser.add_argument("--only", metavar="NAMES", help="variants to train, for example none,framer; all by default")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], metavar="S", help="a run of each variant with each"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,9 @@ def legend_beside(axes: Axes) -> None:
 def save_canvas(canvas: Canvas, path: Path) -> None:
     """Writes a figure as PNG at 150 dpi, whole or not at all.
 
+    Texts are drawn as they are: a dollar sign starts no formula, for names of files and runs may have some. A character
+    that the font lacks is a box.
+
     Args:
         canvas: The figure from :func:`new_canvas`.
         path: The PNG to create or replace; missing parent folders are made.
@@ -78,6 +82,10 @@ def save_canvas(canvas: Canvas, path: Path) -> None:
         UserError: The folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for text in canvas.findobj(require("matplotlib.text", extra="train").Text):
+        text.set_parse_math(False)
     png = io.BytesIO()
-    canvas.savefig(png, format="png", dpi=_DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        canvas.savefig(png, format="png", dpi=_DPI)
     write_bytes(path, png.getvalue())

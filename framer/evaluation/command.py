@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from framer.arguments import given_path, given_text
 from framer.errors import UserError
 from framer.evaluation.protocols import PROTOCOLS, choose_metrics
 from framer.evaluation.published import PUBLISHED
-from framer.files import check_writable
+from framer.files import check_writable, writing
 
 HELP = "Measure folders of pictures by a stated protocol, and compare them picture by picture."
 
 PLOT_FILE: Final = "comparison.png"
 
+EXIT_NOT_COMPUTED: Final = 1
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument(
-        "runs", nargs="*", metavar="FOLDER", help="pictures to judge; runs are called like them, or by --name"
+        "runs",
+        nargs="*",
+        type=given_text,
+        metavar="FOLDER",
+        help="pictures to judge; runs are called like them, or by --name",
     )
     parser.add_argument(
         "--name", action="append", default=[], metavar="NAME=FOLDER", help="one more run, with its name; repeatable"
     )
-    parser.add_argument("--reference", type=Path, metavar="FOLDER", help="the originals, with the same file names")
     parser.add_argument(
-        "--lr", type=Path, metavar="FOLDER", help="the LR images: adds their bicubic enlargement as the first run"
+        "--reference", type=given_path, metavar="FOLDER", help="the originals, with the same file names"
+    )
+    parser.add_argument(
+        "--lr", type=given_path, metavar="FOLDER", help="the LR images: adds their bicubic enlargement as the first run"
     )
     parser.add_argument(
         "--protocol", choices=sorted(PROTOCOLS), required=True, help="which metrics, and which variants"
     )
-    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="some of the protocol's metrics; default all")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="METRIC",
+        help="some of the protocol's metrics; default all; exit status 1 where one named here cannot be computed",
+    )
     parser.add_argument(
         "--border", type=int, default=0, help="pixels of each side cut off before anything is measured, default 0"
     )
@@ -47,11 +62,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(PUBLISHED),
         help="published numbers of the same pictures, to check the evaluator by",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the table, JSON, CSV and plot")
+    parser.add_argument(
+        "-o", "--output", type=given_path, required=True, help="folder of the table, JSON, CSV and plot"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures the folders and writes the results; the exit status."""
+    """Measures the folders and writes the results.
+
+    Returns:
+        Exit status: 1 where a metric that ``--metrics`` names could not be computed.
+    """
     named = [_named_by_folder(text) for text in arguments.runs]
     named += [_split_name(text) for text in arguments.name]
     if not named:
@@ -74,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(output)
 
     from framer.evaluation.comparison_plot import plot_comparison
-    from framer.evaluation.folders import Settings, evaluate_folders
+    from framer.evaluation.folders import NotComputed, Settings, evaluate_folders
     from framer.evaluation.picture_sheet import SHEET_FILE, write_picture_sheet
     from framer.evaluation.results import measured_per_picture, write_results
 
@@ -91,15 +112,25 @@ def run(arguments: argparse.Namespace) -> int:
             download=arguments.download,
         )
     )
+    for name in (PLOT_FILE, SHEET_FILE):  # an earlier evaluation's would lie beside a table that is not theirs
+        with writing(output / name):
+            (output / name).unlink(missing_ok=True)
     sys.stdout.write(write_results(output, evaluation, published=published))
     if any(True for _ in measured_per_picture(evaluation)):
         sys.stdout.write(f"\n{output / PLOT_FILE}: {plot_comparison(output / PLOT_FILE, evaluation)}\n")
     sys.stdout.write(f"\n{output / SHEET_FILE}: {write_picture_sheet(output / SHEET_FILE, evaluation)}\n")
-    return 0
+    if metrics is None:
+        return 0
+    lacking = [result for result in evaluation.results if isinstance(result, NotComputed)]
+    for result in lacking:
+        sys.stderr.write(f"not computed: {result.metric.name}: {result.reason}\n")
+    return EXIT_NOT_COMPUTED if lacking else 0
 
 
 def _named_by_folder(text: str) -> tuple[str, Path]:
     folder = Path(text).expanduser().absolute()
+    if "=" in text and not folder.exists():
+        raise UserError(f"image folder {folder} does not exist; to name a run, give --name {shlex.quote(text)}")
     # A link is called as it is typed; '.' and '..' say no name.
     return (folder.resolve().name if Path(text).name in ("", "..") else folder.name), folder
 

@@ -156,10 +156,12 @@ def _check_run_names(settings: Settings) -> None:
     names = [name for name, _ in settings.runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"more than one run is called {', '.join(twice)}; name them apart with NAME=FOLDER")
+        raise UserError(f"more than one run is called {', '.join(twice)}; name them apart with --name NAME=FOLDER")
     reserved = [name for name in names if name in (REFERENCE, _LR) or (name == BICUBIC and settings.lr is not None)]
     if reserved:
-        raise UserError(f"a run cannot be called {reserved[0]}, which means another folder here; give NAME=FOLDER")
+        raise UserError(
+            f"a run cannot be called {reserved[0]}, which means another folder here; give --name NAME=FOLDER"
+        )
 
 
 def _common_sizes(folders: Sequence[Run], inspected: dict[str, list[Inspected]], names: Sequence[str]) -> list[Size]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from framer.arguments import given_path, given_text
 from framer.errors import UserError
 from framer.files import check_writable
 
@@ -27,12 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoints",
         nargs="+",
+        type=given_text,
         metavar="CHECKPOINT",
         help="an export, a run's folder, a checkpoint of a run, or 'base'; several are compared",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of pictures and report")
     parser.add_argument(
-        "--images", default="heldout", help="a folder of high-resolution images, 'heldout' (default) or 'validation'"
+        "-o", "--output", type=given_path, required=True, metavar="DIR", help="folder of pictures and report"
+    )
+    parser.add_argument(
+        "--images",
+        type=given_text,
+        default="heldout",
+        help="a folder of high-resolution images, 'heldout' (default) or 'validation'",
     )
     parser.add_argument("--labels", nargs="+", default=[], metavar="NAME", help="what figures call the checkpoints")
     parser.add_argument("--every-step", action="store_true", help="also every kept checkpoint of the runs given")
@@ -47,8 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="tiles of one forward pass, default 8")
     parser.add_argument("--seed", type=int, default=0, help="of degradations and noise")
     parser.add_argument("--device", help="cuda where there is one, else cpu")
-    parser.add_argument("--vae", help="the autoencoder's folder, where it is no longer where it was in training")
-    parser.add_argument("--pretrained", help="the folder of the model that a ControlNet was trained beside, likewise")
+    parser.add_argument(
+        "--vae", type=given_text, help="the autoencoder's folder, where it is no longer where it was in training"
+    )
+    parser.add_argument(
+        "--pretrained", type=given_text, help="the folder of the model that a ControlNet was trained beside, likewise"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

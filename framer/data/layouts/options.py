@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from framer.arguments import given_path
 from framer.config.data import Degradation
 from framer.errors import UserError
 
@@ -23,7 +24,11 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments for folders of pairs."""
     group = parser.add_argument_group("pairs that were prepared for another project, in the place of photographs")
     group.add_argument(
-        "--from", type=Path, dest="source", metavar="FOLDER", help="folder of gt/, lr/ and what belongs to them by name"
+        "--from",
+        type=given_path,
+        dest="source",
+        metavar="FOLDER",
+        help="folder of gt/, lr/ and what belongs to them by name",
     )
     group.add_argument("--layout", choices=_LAYOUTS, help="whose folder it is: DiT4SR's and FRAMER's, or SeeSR's")
     group.add_argument(

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from framer.arguments import given_path, given_text
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
 from framer.data.layouts.options import add_layout_arguments, check_layout_arguments, layout_source, layout_workers
@@ -28,9 +29,11 @@ _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--config", help="YAML file of a training run, whose photographs and section data are used")
     parser.add_argument(
-        "--output", type=Path, help="folder of the shards; run again with it, an interrupted command goes on"
+        "--config", type=given_text, help="YAML file of a training run, whose photographs and section data are used"
+    )
+    parser.add_argument(
+        "--output", type=given_path, help="folder of the shards; run again with it, an interrupted command goes on"
     )
     parser.add_argument("--samples", type=int, help="how many samples of the run's stream to write")
     parser.add_argument("--shard-size", type=parse_size, default="256MB", help="size of a shard, default 256MB")
@@ -40,29 +43,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", metavar="TEXT", help="licence of your photographs, for the manifest")
     parser.add_argument(
         "--captions",
+        type=given_text,
         metavar="FOLDER|null|model:FOLDER",
         help="text of each photograph: a folder of text files, empty, or what a Hugging Face captioner says",
     )
     parser.add_argument(
-        "--text-encoder", type=Path, metavar="FOLDER", help="diffusers pipeline whose text encoders embed the captions"
+        "--text-encoder",
+        type=given_path,
+        metavar="FOLDER",
+        help="diffusers pipeline whose text encoders embed the captions",
     )
     parser.add_argument(
-        "--vae", type=Path, metavar="FOLDER", help="diffusers AutoencoderKL whose latents are stored with each sample"
+        "--vae",
+        type=given_path,
+        metavar="FOLDER",
+        help="diffusers AutoencoderKL whose latents are stored with each sample",
     )
     parser.add_argument("--latents-dtype", choices=("fp32", "fp16"), help="how latents are stored, default fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the models run, default cpu")
     parser.add_argument(
-        "--verify", type=Path, metavar="FOLDER", help="compare the hashes of all shards and texts in a folder"
+        "--verify", type=given_path, metavar="FOLDER", help="compare the hashes of all shards and texts in a folder"
     )
     parser.add_argument(
         "--preview",
-        type=Path,
+        type=given_path,
         metavar="PNG",
         help="write a picture of what every degradation makes of some of the photographs, and nothing else",
     )
     parser.add_argument(
         "--evaluation-pairs",
-        type=Path,
+        type=given_path,
         metavar="FOLDER",
         help="write whole photographs of data.evaluation to FOLDER/hr and degraded ones to FOLDER/lr, and nothing else",
     )

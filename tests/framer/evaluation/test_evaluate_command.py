@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import shlex
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -155,6 +156,14 @@ def test_without_originals_what_needs_them_is_named_and_niqe_is_there(folders, c
         assert "give their folder as --reference" in metrics[name]["not_computed_because"]
     table = capsys.readouterr().out
     assert table.count("| not computed, because `it compares with the originals") == 5
+
+
+def test_metrics_asked_for_by_name_and_not_computed_are_a_failure_and_the_others_are_written(folders, capsys):
+    assert evaluate(folders, "good", reference=None, extra=["--metrics", "ssim", "niqe", "psnr"]) == 1
+    assert math.isfinite(results(folders)["metrics"]["niqe"]["means"]["good"]["value"])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not computed")]
+    reason = "it compares with the originals; give their folder as --reference"
+    assert lines == [f"not computed: {name}: {reason}" for name in ("psnr", "ssim")]
 
 
 @pytest.mark.parametrize("protocol", ["framer", "osediff"])
@@ -313,19 +322,25 @@ def test_runs_of_the_same_name_must_be_named_apart(folders, capsys):
     other = folders / "elsewhere" / "good"
     other.parent.mkdir()
     (folders / "bad").rename(other)
-    assert "more than one run is called good" in refused(capsys, evaluate(folders, "good", "elsewhere/good"))
+    message = "more than one run is called good; name them apart with --name NAME=FOLDER"
+    assert message in refused(capsys, evaluate(folders, "good", "elsewhere/good"))
     assert evaluate(folders, "good", extra=["--name", f"second try={other}"]) == 0
     assert list(results(folders)["runs"]) == ["good", "second try"]
 
 
 def test_bicubic_is_no_name_for_a_run_beside_lr(folders, capsys):
     extra = ["--lr", folders / "lr", "--name", f"bicubic={folders / 'bad'}"]
-    assert "a run cannot be called bicubic" in refused(capsys, evaluate(folders, "good", extra=extra))
+    message = "a run cannot be called bicubic, which means another folder here; give --name NAME=FOLDER"
+    assert message in refused(capsys, evaluate(folders, "good", extra=extra))
 
 
 def test_nothing_to_judge_and_missing_folders_are_told(folders, capsys):
     assert "give at least one folder" in refused(capsys, evaluate(folders))
     assert "does not exist" in refused(capsys, evaluate(folders, "nowhere"))
+    named = f"ours={folders / 'good'}"
+    assert f"to name a run, give --name {shlex.quote(named)}" in refused(capsys, evaluate(folders, extra=[named]))
+    (folders / "good").rename(folders / "lr=0.1")
+    assert evaluate(folders, "lr=0.1", extra=["--metrics", "psnr"]) == 0
 
 
 def test_output_inside_a_folder_of_pictures_is_refused(folders, capsys):
@@ -359,6 +374,22 @@ def test_measuring_again_replaces_the_results(folders):
     evaluate(folders, "bad")
     assert list(results(folders)["runs"]) == ["bad"]
     assert not [path for path in (folders / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay_beside_a_table_that_is_not_theirs(folders, monkeypatch):
+    psnr = ["--metrics", "psnr"]
+    evaluate(folders, "good", extra=psnr)
+    (folders / "out" / "notes.txt").write_text("mine")
+    evaluate(folders, "good", reference=None, extra=psnr)
+    left = ["evaluation.json", "evaluation.md", "notes.txt", "per_image.csv", "pictures.png"]
+    assert sorted(path.name for path in (folders / "out").iterdir()) == left
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(comparison_plot, "plot_comparison", full)
+    assert evaluate(folders, "bad", extra=psnr) == 2
+    assert not list((folders / "out").glob("*.png"))
 
 
 def test_published_numbers_stand_beside_the_measured(folders, capsys):
