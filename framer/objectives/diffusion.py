@@ -91,11 +91,7 @@ class Diffusion(Objective):
         return weights if self.config.prediction_type == "sample" else weights / (ratio + 1)
 
     def check_start(self, *, from_image: bool, strength: float, steps: int) -> None:
-        """Also refuses a strength that leaves no step, see :meth:`Objective.check_start`.
-
-        Raises:
-            UserError: The strength leaves no step, or does not fit the start.
-        """
+        """Also refuses a strength that leaves no step, see :meth:`Objective.check_start`."""
         super().check_start(from_image=from_image, strength=strength, steps=steps)
         if not self._timesteps_from(self._sampler(steps).timesteps, strength):
             raise UserError(f"strength {strength} leaves none of {steps} steps; give more of either")

@@ -80,11 +80,7 @@ class FlowMatching(Objective):
         return (error if self.config.target == "x0" else error / level.clamp(min=MIN_SIGMA)).square().mean()
 
     def check_start(self, *, from_image: bool, strength: float, steps: int) -> None:
-        """Also refuses a start that noise would cover, see :meth:`Objective.check_start`.
-
-        Raises:
-            UserError: Noise would cover the start, or the strength does not fit it.
-        """
+        """Also refuses a start that noise would cover, see :meth:`Objective.check_start`."""
         super().check_start(from_image=from_image, strength=strength, steps=steps)
         if from_image and strength == 1:
             raise UserError(

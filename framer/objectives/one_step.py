@@ -103,11 +103,7 @@ class OneStep(Objective):
         return score_distillation_loss(restored, gradient)
 
     def check_start(self, *, from_image: bool, strength: float, steps: int) -> None:
-        """Refuses any strength but 1, see :meth:`Objective.check_start`: there is no noise.
-
-        Raises:
-            UserError: The strength is another.
-        """
+        """Refuses any strength but 1, see :meth:`Objective.check_start`: there is no noise."""
         if strength != 1:
             raise UserError(f"strength {strength} has no effect on a model that restores in one step without noise")
 
