@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from framer.analysis.figures import new_canvas, save_canvas, style_axes
+from framer.plotting import new_canvas, save_canvas, style_axes
 
 COLOURS = {"portable": "#D55E00", "released formula": "#000000", "eager rfft2": "#0072B2"}
 MARKERS = {"portable": "o", "released formula": "s", "eager rfft2": "^"}

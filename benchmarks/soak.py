@@ -23,10 +23,10 @@ import torch
 from scipy import stats
 
 from benchmarks.machine import describe
-from framer.analysis.figures import LINE_COLOURS, new_canvas, save_canvas, style_axes
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
 from framer.data.samples import Sample
+from framer.plotting import LINE_COLOURS, new_canvas, save_canvas, style_axes
 from framer.training.metrics import TrainingStep
 from framer.training.trainer import Trainer
 

@@ -33,6 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns:
         Exit status: 1 where a run failed, 75 where a scheduler stopped one.
+
+    Raises:
+        UserError: Arguments do not go together, or a run cannot be planned or started.
     """
     from framer.ablation.checks import check_runs
     from framer.ablation.plan import plan_runs, read_table, with_earlier_runs

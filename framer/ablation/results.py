@@ -11,13 +11,13 @@ from typing import Final
 
 from framer.ablation.plan import PlannedRun
 from framer.ablation.runs import folder_of, is_finished
-from framer.analysis.figures import GRID_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer.analysis.paper.labels import wrapped
 from framer.config.ablation import AblationTable
 from framer.errors import UserError
 from framer.evaluation.metrics import PSNR_ID, SSIM_ID
 from framer.evaluation.table import escape_cell, mean_row, read_evaluation
 from framer.files import write_text
+from framer.plotting import GRID_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer.training.run_folder import RunFolder
 
 _WARM_UP_SHARE: Final = 0.1

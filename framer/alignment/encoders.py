@@ -108,7 +108,11 @@ class PatchEncoder(ImageEncoder):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def features(self, images: Tensor, height: int, width: int) -> Tensor:
-        """See :class:`ImageEncoder`."""
+        """See :class:`ImageEncoder`.
+
+        Raises:
+            FeatureError: The encoder gave other than one feature a patch.
+        """
         size = (height * self.patch, width * self.patch)
         images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         tokens: Tensor = self.model(pixel_values=(images - self.mean) / self.std, **self._arguments).last_hidden_state

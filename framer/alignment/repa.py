@@ -43,7 +43,11 @@ class Repa(Alignment):
         return type(inner).__name__
 
     def losses(self, maps: AlignmentMaps) -> Tensor:
-        """See :class:`Alignment`."""
+        """See :class:`Alignment`.
+
+        Raises:
+            FeatureError: The clean images were not given, or have another shape.
+        """
         images, students = maps.images, maps.students
         if images is None:
             raise FeatureError("method repa: pass the clean images, framer.loss(images=...), [B, 3, H, W] in -1..1")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from framer.analysis.figures import LINE_COLOURS, legend_beside, new_canvas, save_canvas, style_axes
 from framer.analysis.history import StepMetrics
+from framer.plotting import LINE_COLOURS, legend_beside, new_canvas, save_canvas, style_axes
 
 _SMOOTHED_SHARE = 0.05
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from framer.analysis.figures import HF_COLOUR, LF_COLOUR, legend_beside, new_canvas, save_canvas, style_axes
+from framer.plotting import HF_COLOUR, LF_COLOUR, legend_beside, new_canvas, save_canvas, style_axes
 from framer_kernels import BandSplit, Representation, band_similarity
 
 if TYPE_CHECKING:

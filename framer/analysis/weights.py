@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from framer.analysis.figures import HF_COLOUR, LF_COLOUR, legend_beside, new_canvas, save_canvas, style_axes
 from framer.analysis.history import StepMetrics
+from framer.plotting import HF_COLOUR, LF_COLOUR, legend_beside, new_canvas, save_canvas, style_axes
 
 _AVERAGED_SHARE = 0.1
 

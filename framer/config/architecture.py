@@ -15,10 +15,13 @@ class SD3Architecture(ConfigSection):
     """A ``diffusers.SD3Transformer2DModel``."""
 
     type: Literal["sd3"] = "sd3"
+    """Says that the keys are those of SD3."""
     patch_size: PositiveInt = 4
+    """Height and width of the latent patch that becomes one token, in latent pixels."""
     num_layers: Annotated[int, Field(ge=3)] = 8
     """Transformer blocks; FRAMER needs at least two students and a teacher."""
     num_attention_heads: PositiveInt = 4
+    """Heads of each attention; times ``attention_head_dim`` they are the width of the model."""
     attention_head_dim: PositiveInt = 32
     """Channels of a head; times the heads a multiple of 4, for the two-dimensional sine and cosine positions."""
     joint_attention_dim: PositiveInt = 32
@@ -28,6 +31,7 @@ class SD3Architecture(ConfigSection):
     pos_embed_max_size: Annotated[int, Field(ge=2)] = 32
     """Largest token grid, in tokens a side."""
     qk_norm: Literal["rms_norm"] | None = "rms_norm"
+    """Norm of queries and keys before they are compared, as in SD3.5; null: none, as in SD3."""
     dual_attention_layers: list[NonNegativeInt] = []
     """Blocks with a second, image-only attention, as in SD3.5-medium; counted from 0."""
 
@@ -52,11 +56,13 @@ class UNetArchitecture(ConfigSection):
     """A ``diffusers.UNet2DConditionModel`` of the kind of Stable Diffusion 1.5, 2.1 and XL; by default a tiny one."""
 
     type: Literal["unet"] = "unet"
+    """Says that the keys are those of a U-Net."""
     block_out_channels: Annotated[list[PositiveInt], Field(min_length=2)] = [32, 64, 64]
     """Channels of the stages, from the finest; each halves the size but the last."""
     cross_attention: list[bool] = [True, True, False]
     """Which stages attend to the text, on the way down; the same ones do on the way up."""
     layers_per_block: PositiveInt = 1
+    """Residual blocks of each stage on the way down; on the way up, each stage has one more."""
     transformer_layers_per_block: list[PositiveInt] = [1, 1, 1]
     """Transformer blocks of each stage."""
     num_attention_heads: list[PositiveInt] = [2, 4, 4]

@@ -82,6 +82,7 @@ class EvaluationConfig(ConfigSection):
     crop_size: Annotated[int, Field(ge=11)] = 256
     """Height and width of an evaluation crop, in pixels; SSIM needs 11."""
     crops_per_photo: PositiveInt = 1
+    """Crops of each photograph: its centre, or several spread evenly over it without overlap."""
     seed: NonNegativeInt = 0
     """Seed of the degradation and of the initial noise; independent of ``seed`` so that runs compare."""
     num_inference_steps: PositiveInt = 4

@@ -22,6 +22,7 @@ class LoraConfig(ConfigSection):
     """Low-rank adapters (arXiv 2106.09685) beside frozen layers: they train in the place of the model's own weights."""
 
     rank: PositiveInt = 16
+    """Channels between an adapter's two factors."""
     alpha: PositiveFloat | None = None
     """An adapter's output is scaled by ``alpha / rank``; null: by 1."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

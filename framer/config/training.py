@@ -27,7 +27,9 @@ class OptimizerConfig(ConfigSection):
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """Decay of the averages of the gradient and of its square."""
     weight_decay: NonNegativeFloat = 1e-2
+    """Part of each weight that a step takes away, times the learning rate."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the average squared gradient before it divides."""
 
 
 class LrSchedulerConfig(ConfigSection):
@@ -97,17 +99,29 @@ class TrainConfig(ConfigSection):
     seed: NonNegativeInt = 0
     """Seed of initial weights, crops, degradations, noise, timesteps and random-layer negatives."""
     framer: FramerConfig = FramerConfig()
+    """The loss that aligns layers."""
     data: DataConfig = DataConfig()
+    """Photographs, crops and degradations."""
     model: ModelConfig = ModelConfig()
+    """The model, what it diffuses, and which of its parameters train."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """The loss beside the one that aligns layers."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
     lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()
+    """The learning rate over the run."""
     training: TrainingConfig = TrainingConfig()
+    """Steps, batches, precision and checkpoints."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    """How the model is spread over memory and ranks."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """How held-out photographs are restored and measured."""
     health: HealthConfig = HealthConfig()
+    """When a run warns, skips a step, and stops."""
     trackers: TrackersConfig = TrackersConfig()
+    """Programs that show the run's numbers."""
     distributed: DistributedConfig = DistributedConfig()
+    """How long ranks wait for each other."""
 
     @model_validator(mode="before")
     @classmethod

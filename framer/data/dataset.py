@@ -164,10 +164,6 @@ class RealISRDataset(Dataset[Sample]):
         """Number of photographs in each bucket."""
         return [len(members) for members in self._members]
 
-    def photograph_of(self, index: int) -> Path:
-        """The photograph that sample `index` is cut from."""
-        return self.photograph_at(*self._order.locate(index))
-
     def photograph_at(self, bucket: int, place: int) -> Path:
         """The photograph at one place of a bucket's stream."""
         members = self._members[bucket]

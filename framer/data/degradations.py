@@ -9,7 +9,7 @@ in ``[0, 1]``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +40,6 @@ __all__ = [
     "sharpen",
 ]
 
-cv2 = require("cv2", extra="train")
-
 Picture = npt.NDArray[np.float32]
 
 SHARPEN_WIDTH = 51
@@ -50,7 +48,7 @@ SHARPEN_WEIGHT = 0.5
 SHARPEN_THRESHOLD = 10.0 / 255.0
 LUMA = (0.299, 0.587, 0.114)
 
-_INTERPOLATION = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+_INTERPOLATION = {"area": "INTER_AREA", "linear": "INTER_LINEAR", "cubic": "INTER_CUBIC"}
 
 
 class Degraded(NamedTuple):
@@ -148,8 +146,13 @@ def sharpen(image: Picture) -> Picture:
     return result
 
 
+def _opencv() -> Any:
+    # Not at the top: settings and plans are read where images never are.
+    return require("cv2", extra="train")
+
+
 def _wide_blur(image: Picture) -> Picture:
-    blurred: Picture = cv2.GaussianBlur(image, (SHARPEN_WIDTH, SHARPEN_WIDTH), SHARPEN_SIGMA)
+    blurred: Picture = _opencv().GaussianBlur(image, (SHARPEN_WIDTH, SHARPEN_WIDTH), SHARPEN_SIGMA)
     return blurred
 
 
@@ -162,7 +165,11 @@ def jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
 
     Returns:
         What the file shows, ``uint8 [H, W, 3]``.
+
+    Raises:
+        RuntimeError: OpenCV cannot encode it.
     """
+    cv2 = _opencv()
     encoded, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
         raise RuntimeError(f"OpenCV could not encode a JPEG of shape {list(pixels.shape)}, quality {quality}")
@@ -172,6 +179,7 @@ def jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
 
 def _applied(step: Step, image: Picture, noise: Callable[[NoiseDraw], NoiseSource]) -> Picture:
     if isinstance(step, KernelDraw):
+        cv2 = _opencv()
         filtered: Picture = cv2.filter2D(image, -1, step.weights(), borderType=cv2.BORDER_REFLECT_101)
         return filtered
     if isinstance(step, ResizeDraw):
@@ -184,7 +192,8 @@ def _applied(step: Step, image: Picture, noise: Callable[[NoiseDraw], NoiseSourc
 def _resized(image: Picture, draw: ResizeDraw) -> Picture:
     height, width = draw.size
     # OpenCV maps the extent of the image onto that of the result: no mode and no rounded size shifts it.
-    resized: Picture = cv2.resize(image, (width, height), interpolation=_INTERPOLATION[draw.mode])
+    cv2 = _opencv()
+    resized: Picture = cv2.resize(image, (width, height), interpolation=getattr(cv2, _INTERPOLATION[draw.mode]))
     return resized
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from framer.analysis.figures import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer.evaluation.comparison import CONFIDENCE, FEW_PICTURES, bootstrap_interval
 from framer.evaluation.folders import Evaluation, Measured
 from framer.evaluation.results import Pair, measured_per_picture, pairs_of_runs
+from framer.plotting import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

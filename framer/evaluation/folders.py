@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import framer
 from framer.errors import UserError
 from framer.evaluation.learned import LearnedScorer, NotAvailableError, too_few_for_sets
 from framer.evaluation.protocols import BuiltIn, Learned, Metric, choose_metrics, metric_id
@@ -289,10 +290,9 @@ def _by_run(values: NDArray[np.float64], runs: Sequence[Run]) -> dict[str, NDArr
 
 def library_version(metric: Metric) -> str:
     """What computes a metric, with the version."""
-    distribution = metric.library or "framer-diffusion"
+    if not metric.library:
+        return f"framer-diffusion {framer.__version__}"
     try:
-        return f"{distribution} {version(distribution)}"
-    except PackageNotFoundError:  # run from a source folder
-        from framer import __version__
-
-        return f"{distribution} {__version__}"
+        return f"{metric.library} {version(metric.library)}"
+    except PackageNotFoundError:  # it has come without the metadata of a distribution
+        return f"{metric.library}, version unknown"

@@ -106,6 +106,12 @@ def load_buffers(model: nn.Module, reader: WeightReader) -> None:
 def check_names(model: nn.Module, reader: WeightReader, folder: Path, *, added: AbstractSet[str] = frozenset()) -> None:
     """Compares the folder's weights with the model's; those ``added`` need not be there.
 
+    Args:
+        model: The model.
+        reader: The folder's weights.
+        folder: The folder, for the message.
+        added: Names of parameters that the model has beyond the folder's.
+
     Raises:
         UserError: Some are missing, or have no place in the model.
     """

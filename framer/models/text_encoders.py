@@ -313,7 +313,11 @@ class StableDiffusion3TextEncoder(PipelineTextEncoder):
 
     @functools.cached_property
     def sizes(self) -> TextSizes:
-        """T5's width, and both CLIPs' projections."""
+        """T5's width, and both CLIPs' projections.
+
+        Raises:
+            UserError: The folder has no T5, and its transformer does not say how wide the text is.
+        """
         pooled = sum(self.size_in(name, "projection_dim") for name in ("text_encoder", "text_encoder_2"))
         if self._has_t5:
             return TextSizes(self.size_in("text_encoder_3", "d_model"), pooled)

@@ -15,10 +15,10 @@ from framer.data.shards.manifest import read_manifest
 from framer.data.sources import shard_folder
 from framer.distill import Framer
 from framer.features import adapter_for
+from framer.flops import operator_flops
+from framer.meta_model import META, crop_sizes, meta_encoder, meta_model
+from framer.models.meta_attention import planned_attention
 from framer.models.restoration_model import RestorationModel
-from framer.planning.attention import planned_attention
-from framer.planning.flops import operator_flops
-from framer.planning.model import META, crop_sizes, meta_encoder, meta_model
 from framer.planning.partitioning import PartitioningEvents, memory_efficient_linear, plain_linear
 from framer.planning.storages import PeakMemory
 from framer.training.activation_checkpointing import enable_activation_checkpointing

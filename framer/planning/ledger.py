@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 Part: TypeAlias = Literal[
     "parameters", "master weights", "optimizer states", "gradients", "buckets", "gathered parameters", "activations",
     "temporaries",
 ]  # fmt: skip
 Phase: TypeAlias = Literal["forward", "backward", "reduction", "optimizer step"]
-PARTS: Final[tuple[Part, ...]] = (
-    "parameters",
-    "master weights",
-    "optimizer states",
-    "gradients",
-    "buckets",
-    "gathered parameters",
-    "activations",
-    "temporaries",
-)
-PHASES: Final[tuple[Phase, ...]] = ("forward", "backward", "reduction", "optimizer step")
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 
 class Peak(NamedTuple):

@@ -121,6 +121,11 @@ def framer_workspace(config: TrainConfig, features: FeatureMaps, world_size: int
 
     ``gather`` receives the maps of all ranks, joins them and takes out those of the others; ``ring`` holds two ranks'
     maps. The Triton backend keeps high-passed teachers in float32. Derived from the source, not measured on a GPU.
+
+    Args:
+        config: The run.
+        features: One layer's maps on a rank.
+        world_size: Ranks.
     """
     settings = config.framer
     if not settings.enabled:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from framer.analysis.figures import new_canvas, save_canvas, style_axes
 from framer.planning.activations import MicroStep
 from framer.planning.ledger import PARTS, Part, Peak
 from framer.planning.planner import Plan, Recommendation
 from framer.planning.units import gigabytes
+from framer.plotting import new_canvas, save_canvas, style_axes
 
 # Okabe and Ito's palette, and a grey.
 _COLOURS: Final[dict[Part, str]] = {
@@ -58,7 +58,7 @@ class PlanReport(NamedTuple):
     @property
     def model_flops(self) -> float:
         """Forward and backward operations of the transformer for a sample, nothing computed twice."""
-        # As framer.planning.flops.model_flops_per_sample; this micro-step is there already.
+        # As framer.flops.model_flops_per_sample; this micro-step is there already.
         return 3.0 * self.step.flops.forward / self.plans[0].batch_size
 
 

@@ -18,8 +18,8 @@ from typing_extensions import override
 
 from framer.config.training import TrainConfig
 from framer.extras import require
+from framer.meta_model import DTYPES
 from framer.planning.ledger import Ledger
-from framer.planning.model import DTYPES
 from framer.planning.storages import PeakMemory
 from framer.training.engine import engine_config
 

@@ -32,6 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns:
         Exit status: 75 where a scheduler stopped the run.
+
+    Raises:
+        UserError: Arguments do not go together, or the run cannot be started or go on.
     """
     if arguments.verbose and not arguments.dry_run:
         raise UserError("--verbose says more about a dry run; give --dry-run too")

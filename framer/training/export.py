@@ -109,7 +109,17 @@ def write_diffusers_folder(
     dtype: torch.dtype = torch.float32,
     null_text: TextEmbeddings | None = None,
 ) -> None:
-    """Writes weights and config beside ``folder``, then puts them in its place."""
+    """Writes weights and config beside ``folder``, then puts them in its place.
+
+    Args:
+        model: The trained model, whose class and settings are exported; its own weights are not read.
+        weights: By name, all parameters and buffers of what is exported.
+        config: The run's.
+        folder: Replaced if it is there.
+        step: The optimizer step that the weights are of; None leaves it out.
+        dtype: What the weights are written in.
+        null_text: Embeddings of the empty text, ``[T, D]`` and ``[P]``, to go with the model; None: none go.
+    """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     weights = _with_exact_frozen_weights(model, weights, config)

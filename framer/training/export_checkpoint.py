@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from framer.errors import UserError
+from framer.extras import require
 
 HELP = "Write a checkpoint's transformer as a folder that diffusers loads."
 
@@ -107,11 +108,12 @@ def checkpoint_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     """
     whole = checkpoint / "mp_rank_00_model_states.pt"
     if any(checkpoint.glob("*_optim_states.pt")):
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
+        reader = require("deepspeed.utils.zero_to_fp32", extra="train")
         # It reports its progress with print and a bar.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name, lazy_mode=True)
+            lazy = reader.get_fp32_state_dict_from_zero_checkpoint(
+                str(checkpoint.parent), tag=checkpoint.name, lazy_mode=True
+            )
         found = set(lazy)
         for name in list(lazy):
             yield name, lazy.pop(name).contiguous()

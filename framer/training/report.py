@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import diffusers
 import torch
@@ -33,9 +32,6 @@ from framer.training.evaluation import Evaluated, HeldOut
 from framer.training.run_folder import RunFolder
 from framer_kernels import BandSplit
 
-if TYPE_CHECKING:
-    pass
-
 SIMILARITY_TIMESTEPS = (300, 700)
 """Timesteps of the paper's Fig. 3."""
 SIMILARITY_TILES = 64
@@ -47,7 +43,13 @@ SHEET_ROWS = 8
 
 
 def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tuple[list[EvaluationRow], Figure]:
-    """Writes the sample sheet and the table of one evaluation; the table's rows and the sheet."""
+    """Writes the sample sheet and the table of one evaluation; the table's rows and the sheet.
+
+    Args:
+        folder: The run's.
+        evaluated: The crops, and what was made of them.
+        step: The optimizer step that it was after.
+    """
     rows = evaluate(evaluated.names, evaluated.sr, evaluated.bicubic, evaluated.hr)
     sheet = folder.sample_sheet(step)
     crops = [
@@ -71,6 +73,14 @@ def write_run_report(
     step: int,
 ) -> Path:
     """Draws the run's figures and writes its report; every rank must call it.
+
+    Args:
+        folder: The run's.
+        config: The run.
+        model: With the weights that were evaluated.
+        evaluated: The crops of the last evaluation, and what was made of them.
+        heldout: The crops that the layers are compared on.
+        step: The last optimizer step.
 
     Returns:
         The report's path; rank 0 has written it.

@@ -25,13 +25,13 @@ from framer.errors import UserError
 from framer.extras import require
 from framer.features.adapters import adapter_for
 from framer.files import write_text
+from framer.flops import model_flops_per_sample
 from framer.models.build import build_model
 from framer.models.controlled import ControlledModel
 from framer.models.folders import controlnet_folder, pretrained_folder
 from framer.models.restoration import check_restoration
 from framer.models.restoration_model import RestorationModel
 from framer.models.trainable import freeze_the_rest, trainable_parameters
-from framer.planning.flops import model_flops_per_sample
 from framer.seeding import derived_seed, seed_generators
 from framer.training import checkpoint as checkpoints
 from framer.training.activation_checkpointing import enable_activation_checkpointing

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from diffusers import SD3Transformer2DModel
 from pydantic import ValidationError
+from tiny_models import sd3_inputs, tiny_sd3
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,34 +26,11 @@ SIGMAS = torch.tensor([0.3, 0.7])
 
 
 def build(num_layers: int = 4, **config: object) -> SD3Transformer2DModel:
-    torch.manual_seed(0)
-    settings: dict[str, object] = {
-        "sample_size": 16,
-        "patch_size": 2,
-        "in_channels": 3,
-        "out_channels": 3,
-        "num_layers": num_layers,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 8,
-        "caption_projection_dim": 16,
-        "pooled_projection_dim": 8,
-        "pos_embed_max_size": 16,
-    }
-    model = SD3Transformer2DModel(**(settings | config))
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return model
+    return tiny_sd3(num_layers, **{"in_channels": 3, "out_channels": 3, **config})
 
 
 def inputs(batch: int = 2, height: int = 8, width: int = 12) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "hidden_states": torch.randn(batch, 3, height, width, generator=generator),
-        "encoder_hidden_states": torch.randn(batch, 3, 8, generator=generator),
-        "pooled_projections": torch.randn(batch, 8, generator=generator),
-        "timestep": torch.linspace(300.0, 700.0, batch),
-    }
+    return sd3_inputs(height, width, 3, batch)
 
 
 def step(

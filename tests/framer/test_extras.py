@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json.decoder
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import framer
 from framer.errors import MissingExtraError, UserError
 from framer.extras import require
 
@@ -59,3 +61,52 @@ def test_a_broken_library_tells_its_own_error(library: Path) -> None:
 def test_the_error_is_the_users_and_still_an_import_error() -> None:
     assert issubclass(MissingExtraError, UserError)
     assert issubclass(MissingExtraError, ImportError)
+
+
+# PIL and tqdm come with diffusers.
+OPTIONAL = {
+    *("cv2", "deepspeed", "lpips", "matplotlib", "peft", "psutil", "pyiqa", "scipy", "skimage", "sklearn"),
+    *("tensorboard", "transformers", "wandb", "webdataset", "xformers"),
+}
+
+
+def _runs_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when a module is imported: not the bodies of functions, nor what only type checkers read."""
+    yield node
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _runs_at_import(child)
+
+
+def _imported_with(source: str) -> set[str]:
+    """The libraries, and calls of `require`, that importing a module leads to."""
+    found: set[str] = set()
+    for node in _runs_at_import(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                found |= {alias.name.partition(".")[0] for alias in names}
+            case ast.ImportFrom(module=str(module)):
+                found.add(module.partition(".")[0])
+            case ast.Call(func=ast.Name(id="require")):
+                found.add("require")
+    return found
+
+
+def test_no_module_imports_an_optional_library_before_it_is_used() -> None:
+    root = Path(framer.__file__).parent
+    early = {
+        str(path.relative_to(root)): names
+        for path in sorted(root.rglob("*.py"))
+        if (names := _imported_with(path.read_text(encoding="utf-8")) & {*OPTIONAL, "require"})
+    }
+    assert early == {}
+
+
+def test_an_early_import_would_be_seen() -> None:
+    seen = _imported_with("import cv2.x\nfrom scipy.a import b\nx = require('peft', extra='lora')\n")
+    assert seen == {"cv2", "scipy", "require"}
+    later = "if TYPE_CHECKING:\n    import cv2\ndef f():\n    import cv2\n    require('cv2')\n"
+    assert _imported_with(later) == set()

@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from framer.analysis.figures import new_canvas, save_canvas, style_axes
 from framer.analysis.history import StepMetrics
 from framer.analysis.losses import moving_mean
 from framer.analysis.paper.depth import BANDS, not_there, similarity
 from framer.analysis.paper.labels import legend_below, line_of
 from framer.analysis.paper.measure import Measures
+from framer.plotting import new_canvas, save_canvas, style_axes
 
 _SMOOTHED_SHARE = 0.02
 _POINTS: Final = 200

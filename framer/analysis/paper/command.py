@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Analyses; the exit status: 1 where a model could not be measured and others were."""
+    """Analyses; the exit status: 1 where a model could not be measured and others were.
+
+    Raises:
+        UserError: Arguments are out of range or do not fit the checkpoints.
+    """
     figures = _figures(arguments.only)
     _check_numbers(arguments)
 

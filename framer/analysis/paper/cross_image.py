@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from framer.analysis.figures import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer.analysis.paper.depth import BANDS, Measured, band_means, not_there, similarity, timesteps_in
 from framer.analysis.paper.labels import legend_below, shortened, wrapped
 from framer.analysis.paper.measure import Measures
+from framer.plotting import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 
 SHOWN_IMAGES: Final = 12
 """Most images whose names fit beside a heat map."""

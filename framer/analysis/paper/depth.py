@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from framer.analysis.figures import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer.analysis.paper.labels import Line, legend_below, line_of, wrapped
 from framer.analysis.paper.measure import LayerMeasures, Measures, PairMeans
+from framer.plotting import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from framer.analysis.figures import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer.analysis.history import StepMetrics
 from framer.analysis.paper.depth import BANDS, not_there
 from framer.analysis.paper.labels import wrapped
 from framer.analysis.paper.measure import Measures
 from framer.analysis.weights import early_and_late_modulation
+from framer.plotting import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from framer.analysis.figures import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer.analysis.paper.labels import legend_below, wrapped
+from framer.plotting import HF_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer_kernels import BandSplit
 
 HIGHEST: Final = 20.0

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from framer.config.data import Degradation
 from framer.config.types import NonNegativeInt, PositiveInt
 from framer.data.buckets import CropSize
+from framer.data.manifests import Record, Sha256, check_fingerprint, damaged, fingerprint_of
 from framer.errors import UserError
 
 FORMAT_VERSION: Final = 2
@@ -22,14 +22,9 @@ UNFINISHED_FILE: Final = "shards.unfinished.json"
 """A manifest of the shards written so far; the finished manifest takes its place."""
 
 LatentsDtype = Literal["fp32", "fp16"]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-
-class ShardRecord(_Section):
+class ShardRecord(Record):
     """One tar file and the index beside it."""
 
     file: Annotated[str, Field(pattern=r"^[0-9]{6,}\.tar$")]
@@ -55,7 +50,7 @@ class ShardRecord(_Section):
         return CropSize(self.height, self.width)
 
 
-class BucketRecord(_Section):
+class BucketRecord(Record):
     """One size of samples."""
 
     height: PositiveInt
@@ -68,7 +63,7 @@ class BucketRecord(_Section):
         return CropSize(self.height, self.width)
 
 
-class LatentsRecord(_Section):
+class LatentsRecord(Record):
     """What the latents of the samples are: raw moments of an autoencoder's posterior, neither shifted nor scaled."""
 
     dtype: LatentsDtype
@@ -79,7 +74,7 @@ class LatentsRecord(_Section):
     """SHA-256 of the autoencoder's weights."""
 
 
-class TextsRecord(_Section):
+class TextsRecord(Record):
     """What the text store in the folder holds."""
 
     fingerprint: Sha256
@@ -90,7 +85,7 @@ class TextsRecord(_Section):
     """Channels of the pooled embedding, where there is one."""
 
 
-class LicenceRecord(_Section):
+class LicenceRecord(Record):
     """Under which terms photographs are used."""
 
     photographs: str
@@ -101,7 +96,7 @@ class LicenceRecord(_Section):
     source: str | None = None
 
 
-class ShardManifest(_Section):
+class ShardManifest(Record):
     """A folder of shards. All shards of one bucket have consecutive numbers."""
 
     format_version: Literal[2]
@@ -131,8 +126,7 @@ class ShardManifest(_Section):
 
     @model_validator(mode="after")
     def _numbers_agree(self) -> ShardManifest:
-        if fingerprint(self.made_from) != self.fingerprint:
-            raise ValueError("the fingerprint is not that of made_from")
+        check_fingerprint(self.fingerprint, self.made_from)
         unknown = [shard.file for shard in self.shards if shard.size not in {bucket.size for bucket in self.buckets}]
         if unknown:
             raise ValueError(f"{unknown[0]} is of no bucket")
@@ -158,7 +152,7 @@ class _WrittenManifest(ShardManifest):
 
     @model_validator(mode="after")
     def _is_what_was_written(self) -> _WrittenManifest:
-        if fingerprint(_content(self)) != self.sha256:
+        if fingerprint_of(_content(self)) != self.sha256:
             raise ValueError("the content is not what was written: its SHA-256 is not the one in it")
         return self
 
@@ -166,16 +160,11 @@ class _WrittenManifest(ShardManifest):
 def manifest_text(manifest: ShardManifest) -> str:
     """A manifest as its file's text, with the hash that tells whether anything in it was changed."""
     content = _content(manifest)
-    return json.dumps(content | {"sha256": fingerprint(content)}, indent=2) + "\n"
+    return json.dumps(content | {"sha256": fingerprint_of(content)}, indent=2) + "\n"
 
 
 def _content(manifest: ShardManifest) -> dict[str, Any]:
     return manifest.model_dump(mode="json", exclude={"sha256"})
-
-
-def fingerprint(made_from: dict[str, Any]) -> str:
-    """SHA-256 of a mapping of JSON values, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
 def is_shard_folder(folder: Path) -> bool:
@@ -221,8 +210,4 @@ def parse_manifest(path: Path) -> ShardManifest:
                 f"{path} is of format {version}, but this version of framer reads format {FORMAT_VERSION}; make the "
                 "shards anew in another folder with 'framer prepare'"
             ) from None
-        first = problems[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        raise UserError(f"{path} is damaged: {f'{where}: ' if where else ''}{message}") from None
+        raise damaged(path, error) from None

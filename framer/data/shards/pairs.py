@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from framer.config.types import NonNegativeInt
 from framer.data.buckets import CropSize
+from framer.data.manifests import Record
 from framer.data.samples import Sample, sample_of_pair
 from framer.data.shards.index import HR, LR, META
 from framer.data.shards.manifest import LatentsRecord, LicenceRecord, TextsRecord
@@ -29,10 +30,8 @@ class EncodedPair(NamedTuple):
     """Content by member, see :data:`~framer.data.shards.index.MEMBERS`."""
 
 
-class PairMeta(BaseModel):
+class PairMeta(Record):
     """What a shard says of a pair."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     index: NonNegativeInt
     """Its number among all pairs of the source."""

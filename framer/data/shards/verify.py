@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from framer.data.manifests import file_problem, verify_all
 from framer.data.shards.manifest import ShardManifest, ShardRecord, read_manifest
-from framer.errors import UserError
-from framer.extras import require
-from framer.files import file_sha256
 
 
 def is_intact(folder: Path, shard: ShardRecord) -> bool:
@@ -17,17 +16,9 @@ def is_intact(folder: Path, shard: ShardRecord) -> bool:
 
 def problem_of(folder: Path, shard: ShardRecord) -> str | None:
     """What is wrong with a shard or its index, in words; None if they are as they were written."""
-    files = ((shard.file, shard.bytes, shard.sha256), (shard.index_file, shard.index_bytes, shard.index_sha256))
-    for name, size, sha256 in files:
-        path = folder / name
-        try:
-            if (found := path.stat().st_size) != size:
-                return f"{path}: {found} bytes instead of the {size} of the manifest"
-            if file_sha256(path) != sha256:
-                return f"{path}: the content is not what was written: its SHA-256 is not that of the manifest"
-        except OSError as error:
-            return f"{path}: {error.strerror or error}"
-    return None
+    return file_problem(folder / shard.file, size=shard.bytes, sha256=shard.sha256) or file_problem(
+        folder / shard.index_file, size=shard.index_bytes, sha256=shard.index_sha256
+    )
 
 
 def verify_shards(folder: Path) -> ShardManifest:
@@ -40,12 +31,10 @@ def verify_shards(folder: Path) -> ShardManifest:
         UserError: The manifest is missing or damaged, or files are missing or changed; names each.
     """
     manifest = read_manifest(folder)
-    shards = require("tqdm", extra="train").tqdm(manifest.shards, desc="verify", unit="shard")
-    problems = [problem for shard in shards if (problem := problem_of(folder, shard)) is not None]
-    if problems:
-        listing = "\n  ".join(problems)
-        raise UserError(
-            f"{len(problems)} of {len(manifest.shards)} shards are damaged; run the same 'framer prepare' command "
-            f"again to make them anew:\n  {listing}"
-        )
+    verify_all(
+        manifest.shards,
+        partial(problem_of, folder),
+        what="shards",
+        again="run the same 'framer prepare' command again",
+    )
     return manifest

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from framer.data.manifests import fingerprint_of
 from framer.data.outputs import sole_writer
 from framer.data.samples import Sample
 from framer.data.shards.index import LATENTS, index_bytes, index_tar, members_of, sample_key
@@ -22,7 +23,6 @@ from framer.data.shards.manifest import (
     BucketRecord,
     ShardManifest,
     ShardRecord,
-    fingerprint,
     is_shard_folder,
     manifest_text,
     parse_manifest,
@@ -124,7 +124,7 @@ def write_shards(
                 BucketRecord(height=size.height, width=size.width, samples=count)
                 for size, count in zip(source.buckets, source.rows, strict=True)
             ],
-            "fingerprint": fingerprint(made_from),
+            "fingerprint": fingerprint_of(made_from),
             "made_from": made_from,
             "latents": source.latents if encoder is None else encoder.record,
             "texts": source.texts,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from framer.config.types import NonNegativeInt, PositiveInt
+from framer.data.manifests import Record, Sha256, check_fingerprint, damaged
 from framer.errors import UserError
 
 MANIFEST_FILE: Final = "texts.json"
@@ -25,14 +26,8 @@ DTYPES: Final[dict[StoredDtype, torch.dtype]] = {
     "bf16": torch.bfloat16,
 }
 
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-
-class TextFileRecord(_Section):
+class TextFileRecord(Record):
     """One file of embeddings."""
 
     file: Annotated[str, Field(pattern=r"^texts-[0-9]{6,}\.safetensors$")]
@@ -41,7 +36,7 @@ class TextFileRecord(_Section):
     sha256: Sha256
 
 
-class TextProgress(_Section):
+class TextProgress(Record):
     """A store that is being written."""
 
     format_version: Literal[1]
@@ -50,7 +45,7 @@ class TextProgress(_Section):
     files: list[TextFileRecord]
 
 
-class TextManifest(_Section):
+class TextManifest(Record):
     """A finished store."""
 
     format_version: Literal[1]
@@ -71,8 +66,7 @@ class TextManifest(_Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> TextManifest:
-        if fingerprint_of(self.made_from) != self.fingerprint:
-            raise ValueError("the fingerprint is not that of made_from")
+        check_fingerprint(self.fingerprint, self.made_from)
         rows = len(self.captions)
         if self.captions[0] != "":
             raise ValueError("the first caption is not the empty text")
@@ -107,11 +101,6 @@ def describe_captions(captions: Mapping[str, str]) -> str:
     return f"of {len(captions)} photographs, SHA-256 {hashlib.sha256(content).hexdigest()}"
 
 
-def fingerprint_of(made_from: dict[str, Any]) -> str:
-    """SHA-256 of a mapping of JSON values, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-
-
 Parsed = TypeVar("Parsed", TextManifest, TextProgress)
 
 
@@ -126,11 +115,7 @@ def parse(path: Path, kind: type[Parsed]) -> Parsed:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        raise UserError(f"{path} is damaged: {f'{where}: ' if where else ''}{message}") from None
+        raise damaged(path, error) from None
 
 
 def as_json(content: TextManifest | TextProgress) -> str:

@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from framer.data.manifests import file_problem, fingerprint_of, verify_all
 from framer.data.outputs import sole_writer
 from framer.data.texts.manifest import (
     DTYPES,
@@ -27,7 +29,6 @@ from framer.data.texts.manifest import (
     as_json,
     describe_captions,
     file_name,
-    fingerprint_of,
     parse,
     rows_of,
 )
@@ -169,14 +170,7 @@ def verify_text_store(folder: Path) -> TextStore:
         UserError: The manifest is missing or damaged, or files are missing or changed; names each.
     """
     manifest = read_manifest(folder)
-    files = require("tqdm", extra="train").tqdm(manifest.files, desc="verify texts", unit="file")
-    problems = [problem for record in files if (problem := _problem_of(folder, record)) is not None]
-    if problems:
-        listing = "\n  ".join(problems)
-        raise UserError(
-            f"{len(problems)} of {len(manifest.files)} files of texts are damaged; {_AGAIN} to make them anew:\n"
-            f"  {listing}"
-        )
+    verify_all(manifest.files, partial(_problem_of, folder), what="files of texts", again=_AGAIN)
     return TextStore(folder)
 
 
@@ -347,16 +341,7 @@ def _earlier_files(folder: Path, made_from: dict[str, Any], unknown: str | None 
 
 
 def _problem_of(folder: Path, record: TextFileRecord) -> str | None:
-    """What is wrong with a file, in words; None if it is as it was written."""
-    try:
-        _check_size(folder, record)
-        if file_sha256(folder / record.file) != record.sha256:
-            return (
-                f"{folder / record.file}: the content is not what was written: its SHA-256 is not that of the manifest"
-            )
-    except (OSError, UserError) as error:
-        return str(error)
-    return None
+    return file_problem(folder / record.file, size=record.bytes, sha256=record.sha256)
 
 
 def _check_size(folder: Path, record: TextFileRecord) -> None:

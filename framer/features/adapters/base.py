@@ -125,6 +125,9 @@ class Adapter(ABC):
 
         Returns:
             The prediction ``[B, C, H, W]``; of the last layer, the model's own output.
+
+        Raises:
+            UnsupportedModelError: No output head is known of the model.
         """
         raise UnsupportedModelError(f"no output head is known of {type(self.model).__name__}.")
 

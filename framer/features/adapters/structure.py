@@ -24,7 +24,11 @@ class RecognisedAdapter(TransformerAdapter):
     """
 
     def feature(self, index: int, output: Any) -> Tensor:
-        """The block's only sequence; of a tuple, all of them are told apart once the grid is known."""
+        """The block's only sequence; of a tuple, all of them are told apart once the grid is known.
+
+        Raises:
+            FeatureError: It returned a tuple with no sequence of tokens, or with several.
+        """
         if isinstance(output, tuple | list):
             sequences = [value for value in output if isinstance(value, Tensor) and value.ndim == 3]
             if len(sequences) == 1:
@@ -36,7 +40,11 @@ class RecognisedAdapter(TransformerAdapter):
         return super().feature(index, output)
 
     def to_map(self, index: int, feature: Tensor, arguments: Arguments, grid: TokenGrid) -> Tensor:
-        """The block's tokens as a map; refuses sequences that hold more than the image."""
+        """The block's tokens as a map; refuses sequences that hold more than the image.
+
+        Raises:
+            FeatureError: The tokens are not those of the grid alone.
+        """
         if feature.ndim != 3 or feature.shape[1] != grid.tokens:
             raise FeatureError(
                 f"{self.block_names[index]} gave tokens of shape {list(feature.shape)}, but the input of {self._class} "

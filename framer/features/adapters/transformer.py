@@ -40,7 +40,11 @@ class TransformerAdapter(Adapter):
         return self._blocks
 
     def feature(self, index: int, output: Any) -> Tensor:
-        """The sequence that holds a block's image tokens."""
+        """The sequence that holds a block's image tokens.
+
+        Raises:
+            FeatureError: The block returned something else than its class's layout says.
+        """
         place = self._stacks[index].output
         value = output
         if place is not None:
@@ -58,7 +62,11 @@ class TransformerAdapter(Adapter):
         return value
 
     def token_grid(self, arguments: Arguments) -> TokenGrid:
-        """The grid that the layout's rule tells."""
+        """The grid that the layout's rule tells.
+
+        Raises:
+            FeatureError: The forward was not given the argument that tells it.
+        """
         try:
             return self.layout.grid(self.model, arguments)
         except KeyError as error:
@@ -107,7 +115,11 @@ class TransformerAdapter(Adapter):
         return None if head is None else self.model.get_submodule(head.modules[0])
 
     def predict(self, feature: Tensor, head_arguments: HeadArguments, grid: TokenGrid) -> Tensor:
-        """The declared head, then unpatchify."""
+        """The declared head, then unpatchify.
+
+        Raises:
+            UnsupportedModelError: The layout of the class declares no head.
+        """
         head = self.layout.head
         if head is None:
             raise UnsupportedModelError(f"no output head is declared for {self._class}.")

@@ -61,7 +61,11 @@ class UNetAdapter(Adapter):
         return self._channels
 
     def feature(self, index: int, output: Any) -> Tensor:
-        """The map that a stage hands on; what it returns beside it are the skip connections."""
+        """The map that a stage hands on; what it returns beside it are the skip connections.
+
+        Raises:
+            FeatureError: The stage returned no map.
+        """
         value = output[0] if isinstance(output, tuple) else output
         if not isinstance(value, Tensor) or value.ndim != 4:
             got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
@@ -69,7 +73,11 @@ class UNetAdapter(Adapter):
         return value
 
     def token_grid(self, arguments: Arguments) -> TokenGrid:
-        """The size of the teacher's map, which is that of the input."""
+        """The size of the teacher's map, which is that of the input.
+
+        Raises:
+            FeatureError: The forward was given no sample.
+        """
         sample = arguments.get("sample")
         if not isinstance(sample, Tensor):
             raise FeatureError(
@@ -82,7 +90,11 @@ class UNetAdapter(Adapter):
         return feature
 
     def check_students(self, students: Sequence[int], teacher: int) -> None:
-        """Checks that every student has a head for the teacher's channels."""
+        """Checks that every student has a head for the teacher's channels.
+
+        Raises:
+            MissingHeadsError: Some have none, or one for other channels; names each.
+        """
         names, channels = self.block_names, self._channels[teacher]
         heads = {names[student]: self._head(student) for student in students}
         unfit = [name for name, head in heads.items() if head is None or head.project.out_channels != channels]
@@ -95,7 +107,11 @@ class UNetAdapter(Adapter):
             )
 
     def to_teacher(self, index: int, feature: Tensor, teacher: Tensor) -> Tensor:
-        """The student's map through its head."""
+        """The student's map through its head.
+
+        Raises:
+            MissingHeadsError: The head has been taken off.
+        """
         head = self._head(index)
         if head is None:
             raise MissingHeadsError(

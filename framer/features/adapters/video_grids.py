@@ -62,7 +62,11 @@ def named_sizes(*, in_patches: bool) -> GridRule:
 
 
 def noisy_videos_of_wan_animate_2(model: Any, arguments: Arguments) -> TokenGrid:
-    """Wan-Animate 2: the pass over the noisy videos; the one that reads the reference video is refused."""
+    """Wan-Animate 2: the pass over the noisy videos; the one that reads the reference video is refused.
+
+    Raises:
+        FeatureError: It is another pass.
+    """
     mode = arguments["kv_cache_mode"]
     if mode != "cached":
         raise FeatureError(
@@ -73,7 +77,11 @@ def noisy_videos_of_wan_animate_2(model: Any, arguments: Arguments) -> TokenGrid
 
 
 def full_frames_of_anyflow(model: Any, arguments: Arguments) -> TokenGrid:
-    """AnyFlow FAR in training: the frames that are not compressed, which alone are denoised."""
+    """AnyFlow FAR in training: the frames that are not compressed, which alone are denoised.
+
+    Raises:
+        FeatureError: There is a cache, as for sampling.
+    """
     if arguments.get("kv_cache") is not None:
         raise FeatureError(
             f"capture() saw {type(model).__name__} with a kv_cache, as for sampling; leave kv_cache out to train."
@@ -86,7 +94,11 @@ def full_frames_of_anyflow(model: Any, arguments: Arguments) -> TokenGrid:
 
 
 def one_vision_item(model: Any, arguments: Arguments) -> TokenGrid:
-    """Cosmos 3: the one video of its packed sequence."""
+    """Cosmos 3: the one video of its packed sequence.
+
+    Raises:
+        FeatureError: There are several videos in the sequence, or none.
+    """
     shapes = arguments["vision_token_shapes"]
     if len(shapes) != 1:
         raise FeatureError(
@@ -108,7 +120,11 @@ def generated_rows_of_minimax(arguments: Arguments) -> Tensor:
 
 
 def minimax_positions(model: Any, arguments: Arguments) -> TokenGrid:
-    """MiniMax H3: the grid on which the generated video's positions ``(t, y, x)`` lie, frame by frame, row by row."""
+    """MiniMax H3: the grid on which the generated video's positions ``(t, y, x)`` lie, frame by frame, row by row.
+
+    Raises:
+        FeatureError: The positions are not those of one grid.
+    """
     positions: Tensor = arguments["position_ids"][generated_rows_of_minimax(arguments)]
     columns = _run_length(positions[:, :2])
     rows = _run_length(positions[:, :1]) // columns

@@ -63,14 +63,23 @@ class ControlNetBackbone(Backbone):
         return self.model_class.controlnet_class.__name__
 
     def settings(self, config: ModelConfig, channels: InputChannels) -> Mapping[str, Any]:
-        """There are none: a model with random weights would stay as it is."""
+        """There are none: a model with random weights would stay as it is.
+
+        Raises:
+            ConfigError: Always.
+        """
         raise ConfigError(
             "model.conditioning=controlnet trains a ControlNet beside a frozen model; set model.pretrained to that "
             "model's diffusers folder"
         )
 
     def folder_settings(self, settings: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
-        """With those of the ControlNet."""
+        """With those of the ControlNet.
+
+        Raises:
+            ConfigError: The given ControlNet is not one for this model, or none can be made for it.
+            UserError: The given folder holds no ControlNet of the family, or one that cannot be made.
+        """
         cls = self.model_class
         with torch.device("meta"):
             base = cls.base_class.from_config(settings).config
@@ -196,7 +205,11 @@ class ControlNetSD3Backbone(ControlNetBackbone, SD3Backbone):
         return ControlledSD3Transformer2DModel
 
     def own_settings(self, base: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-        """Half as many blocks, as Stable Diffusion 3's ControlNets have; pipelines give it the text and the latents."""
+        """Half as many blocks, as Stable Diffusion 3's ControlNets have; pipelines give it the text and the latents.
+
+        Raises:
+            ConfigError: The model has fewer than two blocks.
+        """
         blocks = int(base["num_layers"])
         if blocks < 2:
             raise ConfigError(
@@ -210,7 +223,11 @@ class ControlNetSD3Backbone(ControlNetBackbone, SD3Backbone):
         }
 
     def check_controlnet(self, settings: Mapping[str, Any], config: ModelConfig, folder: Path) -> None:
-        """It must take the model's own latents and text."""
+        """It must take the model's own latents and text.
+
+        Raises:
+            ConfigError: It takes others.
+        """
         needs = {"extra_conditioning_channels": 0, "force_zeros_for_pooled_projection": False, "use_pos_embed": True}
         for name, value in needs.items():
             found = settings[name]
@@ -259,7 +276,11 @@ class ControlNetUNetBackbone(ControlNetBackbone, UNetBackbone):
         return PixelCondition(latents)
 
     def own_settings(self, base: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-        """An embedding that brings the image to the latents' size."""
+        """An embedding that brings the image to the latents' size.
+
+        Raises:
+            ConfigError: Latents are smaller than images by a factor that no such embedding brings them to.
+        """
         downscale = latent_shape(config).downscale
         halvings = int(math.log2(downscale))
         if 2**halvings != downscale or halvings >= len(_EMBEDDING_CHANNELS):
@@ -271,7 +292,11 @@ class ControlNetUNetBackbone(ControlNetBackbone, UNetBackbone):
         return {"conditioning_embedding_out_channels": _EMBEDDING_CHANNELS[: halvings + 1]}
 
     def check_controlnet(self, settings: Mapping[str, Any], config: ModelConfig, folder: Path) -> None:
-        """Its embedding must bring an image of three channels to the latents' size."""
+        """Its embedding must bring an image of three channels to the latents' size.
+
+        Raises:
+            ConfigError: It does not.
+        """
         channels = settings["conditioning_channels"]
         smaller = 2 ** (len(settings["conditioning_embedding_out_channels"]) - 1)
         downscale = latent_shape(config).downscale

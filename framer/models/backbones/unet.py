@@ -65,7 +65,11 @@ class UNetBackbone(Backbone):
         return settings
 
     def check_model(self, model: ModelMixin) -> None:
-        """Refuses U-Nets with class labels, image embeddings or text of several widths."""
+        """Refuses U-Nets with class labels, image embeddings or text of several widths.
+
+        Raises:
+            ConfigError: The model is one of them.
+        """
         found = {key: model.config[key] for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")}
         unfit = {key: value for key, value in found.items() if value is not None}
         if model.config.addition_embed_type not in (None, "text_time"):

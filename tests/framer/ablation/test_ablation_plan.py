@@ -11,6 +11,8 @@ from ablation_cases import plan, write_study
 from framer.ablation.plan import read_table
 from framer.cli import main
 from framer.config.distillation import FramerConfig
+from framer.config.loading import load_config
+from framer.config.training import TrainConfig
 from framer.errors import ConfigError, UserError
 from framer_kernels import BandAssignment
 
@@ -45,11 +47,15 @@ def test_table_4_has_all_assignments_and_changes_nothing_else() -> None:
     }
 
 
-def test_full_size_bases_take_the_tables_too() -> None:
-    framer_d = REPOSITORY / "configs" / "framer_d_sd35_medium.yaml"
-    for table in ("table2", "table3", "table4", "table5"):
-        plan(REPOSITORY / "configs" / "ablations" / f"{table}.yaml", config=framer_d)
-    plan(TABLES[-1], config=REPOSITORY / "configs" / "framer_u_sd21_stage1.yaml")
+@pytest.mark.parametrize("file", TABLES, ids=lambda path: path.stem)
+def test_full_size_bases_take_the_tables_too(file: Path) -> None:
+    name = "framer_u_sd21_stage1" if file.stem == "table7" else "framer_d_sd35_medium"
+    base = load_config(TrainConfig, REPOSITORY / "configs" / f"{name}.yaml")
+    runs = plan(file, config=REPOSITORY / "configs" / f"{name}.yaml")
+    assert len(runs) > 1
+    for run in runs:
+        assert run.config.model.pretrained == base.model.pretrained is not None
+        assert run.config.objective == base.objective
 
 
 def test_variants_times_seeds_each_in_a_folder_of_its_own(tmp_path: Path) -> None:

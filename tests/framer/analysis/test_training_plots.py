@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from framer.analysis import StepMetrics, plot_losses, plot_modulation
-from framer.analysis.figures import HF_COLOUR, LF_COLOUR
 from framer.analysis.history import LayerMetrics
 from framer.analysis.losses import moving_mean
 from framer.analysis.weights import early_and_late_modulation
+from framer.plotting import HF_COLOUR, LF_COLOUR
 
 
 def layers(weight: float, names: tuple[str, ...] = ("a", "b", "c")) -> LayerMetrics:

@@ -64,7 +64,7 @@ def test_every_epoch_visits_every_photograph_once_in_its_own_order(tmp_path: Pat
     paths = [_write(tmp_path / f"{i}.png", 8, 8) for i in range(7)]
     dataset = RealISRDataset(paths, crop_size=8)
     assert len(dataset) == 7
-    epochs = [[dataset.photograph_of(7 * epoch + place).stem for place in range(7)] for epoch in range(6)]
+    epochs = [[dataset.photograph_at(0, 7 * epoch + place).stem for place in range(7)] for epoch in range(6)]
     assert all(sorted(epoch) == sorted(path.stem for path in paths) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
     assert dataset[7 * 5 + 2]["name"] == epochs[5][2]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framer.data import degradations
 from framer.data.blur_kernels import KernelDraw
 from framer.data.degradation_draws import DegradationDraw, ResizeDraw
 from framer.data.degradations import (
@@ -230,7 +229,7 @@ class _Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, Any]] = []
         for function in ("resize", "filter2D", "imencode", "GaussianBlur"):
-            monkeypatch.setattr(degradations.cv2, function, self._wrapped(function, getattr(cv2, function)))
+            monkeypatch.setattr(cv2, function, self._wrapped(function, getattr(cv2, function)))
 
     def _wrapped(self, name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -463,7 +462,7 @@ def test_jpeg_files_have_the_drawn_quality(name: str, monkeypatch: pytest.Monkey
         files.append(data.tobytes())
         return encoded, data
 
-    monkeypatch.setattr(degradations.cv2, "imencode", imencode)
+    monkeypatch.setattr(cv2, "imencode", imencode)
     hr = _photograph()
     for seed in range(15):
         files.clear()

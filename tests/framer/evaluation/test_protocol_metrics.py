@@ -2,6 +2,8 @@
 
 import io
 import math
+from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from scipy.ndimage import convolve
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import framer
 from framer.data.images import read_image
 from framer.data.photographs import bundled_photographs
 from framer.errors import UserError
 from framer.evaluation import PSNR_ID, SSIM_ID
+from framer.evaluation.folders import library_version
 from framer.evaluation.metrics import luma_bt601, psnr_y_8bit, ssim_y_8bit
 from framer.evaluation.protocols import PROTOCOLS, BuiltIn, choose_metrics, metric_id
 
@@ -140,3 +144,11 @@ def test_metrics_are_chosen_by_name_in_the_protocols_order():
 def test_an_unknown_metric_is_named_with_those_there_are():
     with pytest.raises(UserError, match="framer has no metric fid, psnry; it has psnr, ssim, lpips, niqe"):
         choose_metrics("framer", ["fid", "psnr", "psnry"])
+
+
+def test_what_computed_a_metric_is_named_with_its_own_version(monkeypatch):
+    psnr, niqe = choose_metrics("framer", ["psnr", "niqe"])
+    assert library_version(psnr) == f"scikit-image {version('scikit-image')}"
+    assert library_version(replace(psnr, library="not-installed")) == "not-installed, version unknown"
+    monkeypatch.setattr(framer, "__version__", "9.9.9")
+    assert library_version(niqe) == "framer-diffusion 9.9.9"

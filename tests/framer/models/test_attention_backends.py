@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.attention_processor import XFormersJointAttnProcessor
 from sd3 import model_inputs
+from tiny_models import tiny_unet, unet_output
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,27 +45,6 @@ def _run_sd3(model: Any) -> Tensor:
     return output
 
 
-def _unet() -> Any:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-
-
-def _run_unet(model: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(2)
-    latents, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 3, 8, generator=generator)
-    output: Tensor = model(latents, 1, text).sample
-    return output
-
-
 def _flux() -> Any:
     torch.manual_seed(0)
     return FluxTransformer2DModel(
@@ -82,9 +62,9 @@ def _flux() -> Any:
 def _run_flux(model: Any) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     output: Tensor = model(
-        hidden_states=torch.randn(1, 16, 4, generator=generator),
-        encoder_hidden_states=torch.randn(1, 3, 8, generator=generator),
-        pooled_projections=torch.randn(1, 8, generator=generator),
+        hidden_states=torch.randn(1, 16, 4, generator=generator).to(model.dtype),
+        encoder_hidden_states=torch.randn(1, 3, 8, generator=generator).to(model.dtype),
+        pooled_projections=torch.randn(1, 8, generator=generator).to(model.dtype),
         timestep=torch.tensor([0.5]),
         img_ids=torch.zeros(16, 3),
         txt_ids=torch.zeros(3, 3),
@@ -120,7 +100,7 @@ def _run_qwen(model: Any) -> Tensor:
 Model = tuple[Callable[[], Any], Callable[[Any], Tensor]]
 MODELS: dict[str, Model] = {
     "sd3": (_sd3, _run_sd3),
-    "unet": (_unet, _run_unet),
+    "unet": (tiny_unet, unet_output),
     "flux": (_flux, _run_flux),
     "qwen": (_qwen, _run_qwen),
 }
@@ -255,7 +235,14 @@ def test_masks_are_refused_where_the_kernel_has_none() -> None:
 
 def test_half_precision() -> None:
     model = _flux().to(torch.bfloat16)
-    use_attention_backend(model, "_native_flash", device=CPU, dtype=torch.bfloat16)
+    outputs = {}
+    for backend, fused in (("_native_math", 0), ("_native_flash", 2)):
+        use_attention_backend(model, backend, device=CPU, dtype=torch.bfloat16)
+        outputs[backend], gradients, kernels = _outputs_and_gradients(model, _run_flux)
+        assert kernels == fused, backend
+        assert {gradient.dtype for gradient in gradients.values()} == {torch.bfloat16}
+    math, flash = outputs.values()
+    assert (flash - math).abs().max() < 0.02 * math.abs().max()
 
 
 class _OwnAttention(nn.Module):
@@ -278,7 +265,7 @@ def test_a_processor_that_computes_attention_by_hand_takes_none() -> None:
         def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
             return hidden_states
 
-    model = _unet()
+    model = tiny_unet()
     next(iter(attention_modules(model).values())).set_processor(ByHand())  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"\(ByHand\); it takes no backend, or null"):
         use_attention_backend(model, "native", device=CPU, dtype=FP32)

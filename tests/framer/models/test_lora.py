@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from sd3 import model_inputs
+from tiny_models import tiny_unet, unet_output
 from torch import Tensor, nn
 
 from framer import Framer
@@ -185,44 +185,21 @@ def test_an_adapter_and_all_of_its_layer_do_not_both_train() -> None:
         trainable_parameters(model, config)
 
 
-def _unet() -> Any:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-
-
-def _unet_output(model: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(2)
-    latents, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 3, 8, generator=generator)
-    output: Tensor = model(latents, 1, text).sample
-    return output
-
-
 PIXEL = LoraConfig(rank=2, target_modules=["*conv*", "to_q", "to_k", "to_v", "to_out.0"])
 
 
 def test_two_sets_of_which_one_trains() -> None:
     """As PiSA-SR has them: pixel first, then semantic beside the frozen pixel."""
-    model = _unet()
+    model = tiny_unet()
     add_lora(model, PIXEL, seed=0, adapter_name="pixel")
     _fill_second_factors(model, "pixel")
     with torch.no_grad():
-        pixel_alone = _unet_output(model)
+        pixel_alone = unet_output(model)
     modules = add_lora(model, PIXEL, seed=0, adapter_name="semantic")
     assert lora_adapters(model) == ("pixel", "semantic")
     assert {name for name, p in model.named_parameters() if p.requires_grad} == lora_parameters(model, "semantic")
     assert len([p for module in modules for p in module.parameters()]) == len(lora_parameters(model, "semantic"))
-    output = _unet_output(model)
+    output = unet_output(model)
     assert (output.detach() - pixel_alone).abs().max() < 1e-6
     output.square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -232,20 +209,20 @@ def test_two_sets_of_which_one_trains() -> None:
 
 
 def test_sets_are_switched_and_frozen_apart() -> None:
-    model = _unet()
+    model = tiny_unet()
     with torch.no_grad():
-        bare = _unet_output(model)
+        bare = unet_output(model)
         outputs: dict[str, Tensor] = {}
         for name in ("pixel", "semantic"):
             add_lora(model, PIXEL, seed=0, adapter_name=name)
             _fill_second_factors(model, name)
         for active in (("pixel",), ("semantic",), ("pixel", "semantic"), ()):
             activate_lora(model, *active)
-            outputs["+".join(active)] = _unet_output(model)
+            outputs["+".join(active)] = unet_output(model)
             assert {n for n, p in model.named_parameters() if p.requires_grad} == lora_parameters(model, "semantic")
         assert torch.equal(outputs[""], bare)
         activate_lora(model, "pixel", "semantic")
-        assert torch.equal(_unet_output(model), outputs["pixel+semantic"])
+        assert torch.equal(unet_output(model), outputs["pixel+semantic"])
     pairs = [("", "pixel"), ("pixel", "semantic"), ("pixel", "pixel+semantic"), ("semantic", "pixel+semantic")]
     assert all((outputs[a] - outputs[b]).abs().max() > 1e-3 for a, b in pairs)
     freeze_lora(model, "semantic")
@@ -267,7 +244,7 @@ def test_names_of_sets_that_do_not_fit() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merged_weights_compute_what_adapters_compute(dtype: torch.dtype) -> None:
     config = LoraConfig(rank=2, alpha=3, target_modules=["*conv*", "to_q", "to_v"])
-    model, plain, meta = _unet(), _unet(), _unet().to("meta")
+    model, plain, meta = tiny_unet(), tiny_unet(), tiny_unet().to("meta")
     add_lora(model, config, seed=0)
     _fill_second_factors(model, "default")
     adapters = lora_parameters(model)
@@ -278,7 +255,7 @@ def test_merged_weights_compute_what_adapters_compute(dtype: torch.dtype) -> Non
     plain.load_state_dict(merged)
     model.load_state_dict(weights)
     with torch.no_grad():
-        assert (_unet_output(plain) - _unet_output(model)).abs().max() < 1e-5
+        assert (unet_output(plain) - unet_output(model)).abs().max() < 1e-5
     assert merged["conv_in.weight"].dtype == torch.float32
     assert merged["conv_norm_out.weight"].dtype == dtype
 

@@ -6,9 +6,9 @@ import pytest
 
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
+from framer.flops import model_flops_per_sample
 from framer.planning.activations import trace_micro_step
 from framer.planning.communication import step_communication
-from framer.planning.flops import model_flops_per_sample
 from framer.planning.planner import Planner, recommend
 from framer.planning.settings import RECOMPUTED, Setting, settings_by_cost, shown_settings
 from tests.framer.planning.planning_cases import SMALL, small_config, write_small

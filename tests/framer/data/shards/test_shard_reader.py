@@ -13,10 +13,11 @@ from shard_cases import dataset_of, make_shards
 from torch.utils.data import DataLoader
 
 from framer.data.dataset import RealISRDataset
+from framer.data.manifests import fingerprint_of
 from framer.data.samples import Sample
 from framer.data.shards import reader
 from framer.data.shards.index import HR, members_of, open_index, spans_of
-from framer.data.shards.manifest import MANIFEST_FILE, UNFINISHED_FILE, fingerprint, read_manifest
+from framer.data.shards.manifest import MANIFEST_FILE, UNFINISHED_FILE, read_manifest
 from framer.data.shards.reader import ShardDataset
 from framer.data.shards.verify import verify_shards
 from framer.data.workers import loaded
@@ -158,7 +159,7 @@ def _edit(folder: Path, **changes: object) -> None:
     path = folder / MANIFEST_FILE
     content = json.loads(path.read_text()) | changes
     del content["sha256"]
-    path.write_text(json.dumps(content | {"sha256": fingerprint(content)}))
+    path.write_text(json.dumps(content | {"sha256": fingerprint_of(content)}))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import flop_registry
 
 import framer_kernels  # noqa: F401 - declares its operators
 from framer.config.training import TrainConfig
+from framer.meta_model import META, crop_sizes, meta_model
+from framer.models.meta_attention import fused_attention
 from framer.models.restoration_model import RestorationModel
-from framer.planning.attention import fused_attention
-from framer.planning.model import META, crop_sizes, meta_model
 
 aten = torch.ops.aten
 

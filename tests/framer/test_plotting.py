@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from framer.analysis.figures import legend_beside, new_canvas, save_canvas, style_axes
 from framer.analysis.paper.labels import legend_below
+from framer.plotting import legend_beside, new_canvas, save_canvas, style_axes
 
 
 def draw(path: Path, name: str) -> bytes:

@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
-from framer.planning.flops import FlopCounter, attention_flops, model_flops_per_sample
+from framer.flops import FlopCounter, attention_flops, model_flops_per_sample
 
 SIZES = {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 8}
 
