@@ -10,11 +10,13 @@ import torch
 import triton
 from torch import Tensor
 
-from framer_kernels.backends.triton import kernels, spectral_kernels
-from framer_kernels.backends.triton.addresses import MapTable, device_guard, parts, upload
-from framer_kernels.backends.triton.configs import COMPILER, SumConfig, TransformConfig
-from framer_kernels.backends.triton.launchers import DTYPES, WALKS, Walk, alike, check
+from framer_kernels.backends.triton import spectral_kernels
+from framer_kernels.backends.triton.addresses import MapTable, alike, device_guard, parts, upload
+from framer_kernels.backends.triton.configs import COMPILER, TransformConfig
+from framer_kernels.backends.triton.limits import DTYPES, check
+from framer_kernels.backends.triton.sums import sums_of_parts
 from framer_kernels.backends.triton.tables import SpectralTables, spectral_tables
+from framer_kernels.backends.triton.walks import WALKS, Walk
 from framer_kernels.bands import BandSplit, sample_quantile
 from framer_kernels.precision import ENERGY_EPS
 from framer_kernels.products import BandProducts, GradientCoefficients
@@ -201,18 +203,7 @@ class _Launcher:
             rows, layers, *table.strides, self.tables.basis_h, self.tables.basis_w, bands.low, target_bands.low,
             vectors, sums, count, batch, self.channels, self.chunks, targets, **self.meta(table),
         )  # fmt: skip
-        return self.sum_parts(sums).view(count, batch, targets)
-
-    def sum_parts(self, sums: Tensor) -> Tensor:
-        """Sums ``[parts, size]`` over the parts."""
-        config = SumConfig.choose()
-        size = sums.shape[1]
-        out = self.empty(size)
-        kernels.framer_loss_sums_fwd_kernel[(triton.cdiv(size, config.results),)](
-            out, sums, sums, sums, size, sums.shape[0], 0, 0, 0, 0, BR=config.results, BK=config.parts,
-            num_warps=config.num_warps, **COMPILER,
-        )  # fmt: skip
-        return out
+        return sums_of_parts(sums).view(count, batch, targets)
 
     def add(
         self,
@@ -302,7 +293,7 @@ def measure(
             walk.length, sums.shape[1], sum(sizes[:7]), *launcher.energy_scales, **launcher.meta(table),
         )  # fmt: skip
         energy, norms, dot_lf, pair_lf, pair_hf, teacher_energy, teacher_norms, dot_hf = parts(
-            launcher.sum_parts(sums), sizes
+            sums_of_parts(sums), sizes
         )
         negative_dot_hf = pair_hf.view(layers, batch, 1)
         if shared_negatives:
