@@ -1,6 +1,6 @@
 """Which kernels compute what: those that need no bins where bands are radial and vectors complex, else those that do.
 
-Arguments are those of `framer_kernels.backends.ProductsBackend`.
+Arguments, results and errors are those of `framer_kernels.backends.ProductsBackend`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The backend's functions for radial bands and the ``complex`` representation, which form no bins."""
+"""The backend's functions for radial bands and the ``complex`` representation, which form no bins.
+
+Arguments, results and errors are those of `framer_kernels.backends.ProductsBackend`.
+"""
 
 from __future__ import annotations
 
@@ -120,20 +123,7 @@ def measure(
     shared_negatives: bool,
     precision: str,
 ) -> BandProducts:
-    """Measures the maps of one rank.
-
-    Args:
-        maps: M feature maps ``[B, C, H, W]`` of one dtype, any strides.
-        teacher: Alike.
-        negatives: For each of the first N maps, the students, the index of its negative among the maps.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        shared_negatives: Whether products with other images' negatives are wanted.
-        precision: ``bf16x3``, ``tf32`` or ``ieee``.
-
-    Raises:
-        ValueError: `supports` has something against it, or the precision is unknown.
-    """
+    """Measures the maps of one rank."""
     check(teacher, precision)
     batch, channels = teacher.shape[:2]
     count, layers = len(maps), len(negatives)
@@ -207,26 +197,7 @@ def gradients(
     needed: Sequence[bool],
     precision: str,
 ) -> list[Tensor | None]:
-    """Gradients of the students.
-
-    Args:
-        maps: As in `measure`.
-        teacher: As in `measure`.
-        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``, or ``[N, B, 0]`` where none is needed.
-        upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
-        negatives: As in `measure`.
-        bands: As in `measure`.
-        representation: As in `measure`.
-        shared_negatives: As in `measure`.
-        needed: For each student whether its gradient is wanted.
-        precision: As in `measure`.
-
-    Returns:
-        For each student a map of its dtype and layout, or None.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """Gradients of the students."""
     check(teacher, precision)
     batch, channels, height, width = teacher.shape
     count = len(maps)
@@ -283,20 +254,7 @@ def cross_products(
     representation: Representation,
     precision: str,
 ) -> Tensor:
-    """High-band products of students with maps of another rank, ``[n, B, G]``.
-
-    Args:
-        maps: n students ``[B, C, H, W]``.
-        teacher: Their teacher; radial bands do not need it.
-        targets: ``[G, C, H, W]``.
-        target_teacher: The teacher of ``targets``, which may be the same.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        precision: As in `measure`.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """High-band products of students with maps of another rank."""
     check(targets, precision)
     channels_last = is_channels_last(maps[0])
     table, target_table = MapTable.of(maps), MapTable.of([targets])
@@ -325,22 +283,7 @@ def add_cross_gradients(
     representation: Representation,
     precision: str,
 ) -> None:
-    """Adds what the products of `cross_products` contribute to the students' gradients.
-
-    Args:
-        gradients: n maps, added to.
-        weights: Derivatives with respect to the products, ``[n, B, G]``.
-        maps: As in `cross_products`.
-        teacher: As in `cross_products`.
-        targets: As in `cross_products`.
-        target_teacher: As in `cross_products`.
-        bands: As in `cross_products`.
-        representation: As in `cross_products`.
-        precision: As in `measure`.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """Adds what the products of `cross_products` contribute to the students' gradients."""
     check(targets, precision)
     if gradients:
         with device_guard(targets.device):
