@@ -45,7 +45,13 @@ def band_masks(bands: BandSplit, teacher_spectrum: Tensor) -> BandPair:
 
 
 def band_vectors(x_spectrum: Tensor, masks: BandPair, representation: Representation) -> BandPair:
-    """``u_b(x)``, ``[B, D]`` real: D = 2CHW for ``complex`` and CHW for ``magnitude``."""
+    """``u_b(x)``, ``[B, D]`` real: D = 2CHW for ``complex`` and CHW for ``magnitude``.
+
+    Args:
+        x_spectrum: ``F(x)``, ``[B, C, H, W]``.
+        masks: ``M_b``, broadcastable to it.
+        representation: What the cosine compares.
+    """
     if representation == "complex":
         return BandPair(*(torch.view_as_real(x_spectrum * mask).flatten(1) for mask in masks))
     magnitude = x_spectrum.abs()
@@ -80,14 +86,24 @@ def _over_query_norm(products: Tensor, norm: Tensor) -> Tensor:
 
 
 def intra_cl(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
-    """IntraCL from ``s+_b`` and ``s-_b``: ``[B], [B] -> [B]``."""
+    """IntraCL from ``s+_b`` and ``s-_b``: ``[B], [B] -> [B]``.
+
+    Args:
+        positive: ``s+_b``.
+        negative: ``s-_b``.
+        temperature: Above 0.
+    """
     return _contrast(positive / temperature, negative / temperature)
 
 
 def inter_cl(positive: Tensor, negative: Tensor, in_batch: Tensor, temperature: float) -> Tensor:
     """InterCL from ``s+_b``, ``s-_b`` and the in-batch cosines: ``[B], [B], [B, K] -> [B]``.
 
-    Entries of ``in_batch`` that are no negatives are ``-inf``.
+    Args:
+        positive: ``s+_b``.
+        negative: ``s-_b``.
+        in_batch: Cosines with what other images offer; ``-inf`` where an entry is no negative.
+        temperature: Above 0.
     """
     negatives = torch.cat([negative[:, None], in_batch], dim=1) / temperature
     return _contrast(positive / temperature, negatives.logsumexp(dim=1))
@@ -179,7 +195,13 @@ def energies(x_spectrum: Tensor, masks: BandPair) -> BandPair:
 
 @torch.no_grad()
 def faw_weight(teacher_energy: Tensor, student_energy: Tensor, faw: FawMode | None) -> Tensor:
-    """``w_b = 1 / (1 + Delta_b)``, and 1 for None: ``[B], [B] -> [B]``."""
+    """``w_b = 1 / (1 + Delta_b)``, and 1 for None: ``[B], [B] -> [B]``.
+
+    Args:
+        teacher_energy: ``E_b(t)``.
+        student_energy: ``E_b(x_i)``.
+        faw: What ``Delta_b`` is measured against; None for weight 1.
+    """
     if faw is None:
         return torch.ones_like(student_energy)
     delta = (teacher_energy - student_energy).abs()
@@ -212,7 +234,21 @@ def framer_loss(
     assignment: BandAssignment,
     batch: GlobalBatch,
 ) -> FramerLoss:
-    """``L_i`` of every layer and its parts. Every map is transformed once."""
+    """``L_i`` of every layer and its parts. Every map is transformed once.
+
+    Args:
+        students: N maps ``[B, C, H, W]``.
+        teacher: Like them.
+        negatives: For each student the index ``j(i)`` of its negative.
+        bands: Division into bands.
+        representation: What the cosine compares.
+        temperature: Above 0.
+        shared_negatives: Whether the other images' random-layer negatives repel too.
+        faw: What FAW measures energy differences against; None for weight 1.
+        fam: Whether FAM applies.
+        assignment: Which band has which loss.
+        batch: All ranks' samples. With a group the call is collective.
+    """
     teacher_spectrum = spectrum(teacher.detach())
     masks = band_masks(bands, teacher_spectrum)
     targets = unit_vectors(band_vectors(teacher_spectrum, masks, representation))
@@ -255,7 +291,13 @@ def framer_loss(
 
 
 def band_energy(x: Tensor, teacher: Tensor | None, *, bands: BandSplit) -> BandPair:
-    """``E_b(x)``, ``[B]`` for each band."""
+    """``E_b(x)``, ``[B]`` for each band.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        teacher: Like ``x``, from which quantile bands are taken; None takes them from ``x``.
+        bands: Division into bands.
+    """
     x_spectrum = spectrum(x.detach())
     return energies(x_spectrum, _masks(bands, x_spectrum, teacher))
 
@@ -263,7 +305,15 @@ def band_energy(x: Tensor, teacher: Tensor | None, *, bands: BandSplit) -> BandP
 def band_similarity(
     x: Tensor, y: Tensor, teacher: Tensor | None, *, bands: BandSplit, representation: Representation
 ) -> BandPair:
-    """``cos_b(x, sg(y))``, ``[B]`` for each band."""
+    """``cos_b(x, sg(y))``, ``[B]`` for each band.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        y: Like ``x``; gets no gradient.
+        teacher: As in `band_energy`.
+        bands: Division into bands.
+        representation: What the cosine compares.
+    """
     x_spectrum = spectrum(x)
     masks = _masks(bands, x_spectrum, teacher)
     query = band_vectors(x_spectrum, masks, representation)
@@ -287,7 +337,16 @@ def intra_contrastive_loss(
     representation: Representation,
     temperature: float,
 ) -> Tensor:
-    """IntraCL, ``[B]``."""
+    """IntraCL, ``[B]``.
+
+    Args:
+        student: ``[B, C, H, W]``.
+        teacher: Like ``student``; gets no gradient.
+        negative: Like ``student``; gets no gradient.
+        bands: Division into bands.
+        representation: What the cosine compares.
+        temperature: Above 0.
+    """
     query, targets, units = _low_and_high(student, teacher, negative, bands, representation)
     return intra_cl(paired_cosine(query.lf, targets.lf), paired_cosine(query.lf, units.lf), temperature)
 
@@ -303,7 +362,18 @@ def inter_contrastive_loss(
     shared_negatives: bool,
     batch: GlobalBatch,
 ) -> Tensor:
-    """InterCL, ``[B]``."""
+    """InterCL, ``[B]``.
+
+    Args:
+        student: ``[B, C, H, W]``.
+        teacher: Like ``student``; gets no gradient.
+        negative: Like ``student``; gets no gradient.
+        bands: Division into bands.
+        representation: What the cosine compares.
+        temperature: Above 0.
+        shared_negatives: Whether the other images' negatives repel too.
+        batch: All ranks' samples. With a group the call is collective.
+    """
     query, targets, units = _low_and_high(student, teacher, negative, bands, representation)
     (others,) = in_batch_targets("inter", targets.hf, {0: units.hf}, shared_negatives, batch).values()
     in_batch = in_batch_cosine(query.hf, others, batch.first)

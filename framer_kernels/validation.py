@@ -16,7 +16,12 @@ FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_map(name: str, x: object) -> Tensor:
-    """A feature map ``[B, C, H, W]`` of a floating dtype, with at least one element."""
+    """A feature map ``[B, C, H, W]`` of a floating dtype, with at least one element.
+
+    Raises:
+        TypeError: It is no tensor, or not of a floating dtype.
+        ValueError: It has not four dimensions, or no element.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor [B, C, H, W], got {type(x).__name__}")
     if x.dtype not in FEATURE_DTYPES:
@@ -29,7 +34,18 @@ def check_map(name: str, x: object) -> Tensor:
 
 
 def check_like(name: str, x: object, other_name: str, other: Tensor) -> Tensor:
-    """A feature map with the shape, dtype and device of another one."""
+    """A feature map with the shape, dtype and device of another one.
+
+    Args:
+        name: What messages call ``x``.
+        x: What was passed.
+        other_name: What messages call ``other``.
+        other: A map that was checked.
+
+    Raises:
+        TypeError: As in `check_map`.
+        ValueError: As in `check_map`, or the shape, dtype or device differs.
+    """
     x = check_map(name, x)
     for what, got, wanted in (
         ("shape", list(x.shape), list(other.shape)),
@@ -42,7 +58,12 @@ def check_like(name: str, x: object, other_name: str, other: Tensor) -> Tensor:
 
 
 def check_students(students: object, teacher: Tensor) -> Sequence[Tensor]:
-    """At least two feature maps, all like the teacher."""
+    """At least two feature maps, all like the teacher.
+
+    Raises:
+        TypeError: They are no sequence, or one of them is no tensor or not of a floating dtype.
+        ValueError: There are fewer than two, or one of them is not like the teacher.
+    """
     if not isinstance(students, Sequence) or isinstance(students, str):
         raise TypeError(f"students must be a sequence of tensors [B, C, H, W], got {type(students).__name__}")
     if len(students) < 2:
@@ -54,7 +75,12 @@ def check_students(students: object, teacher: Tensor) -> Sequence[Tensor]:
 
 
 def check_negatives(negatives: object, layers: int) -> Sequence[int]:
-    """For every layer the index of another one."""
+    """For every layer the index of another one.
+
+    Raises:
+        TypeError: They are no sequence, or one of them is no int.
+        ValueError: Their number is not that of the layers, or one is out of range or the layer itself.
+    """
     if not isinstance(negatives, Sequence) or isinstance(negatives, str):
         raise TypeError(f"negatives must be a sequence of layer indices, got {type(negatives).__name__}")
     if len(negatives) != layers:
@@ -72,7 +98,12 @@ def check_negatives(negatives: object, layers: int) -> Sequence[int]:
 
 
 def check_bands(bands: object, *, has_teacher: bool = True) -> BandSplit:
-    """A `BandSplit`, and for ``quantile`` a teacher to take the quantile of."""
+    """A `BandSplit`, and for ``quantile`` a teacher to take the quantile of.
+
+    Raises:
+        TypeError: It is no `BandSplit`.
+        ValueError: Quantile bands have no teacher.
+    """
     if not isinstance(bands, BandSplit):
         raise TypeError(f"bands must be a BandSplit, such as BandSplit.radial(0.25), got {bands!r}")
     if bands.kind == "quantile" and not has_teacher:
@@ -81,7 +112,12 @@ def check_bands(bands: object, *, has_teacher: bool = True) -> BandSplit:
 
 
 def check_temperature(temperature: object) -> float:
-    """A finite number above zero."""
+    """A finite number above zero.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is infinite, NaN, or not above zero.
+    """
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise TypeError(f"temperature must be a number, got {temperature!r} ({type(temperature).__name__})")
     if not (math.isfinite(temperature) and temperature > 0):
@@ -90,7 +126,16 @@ def check_temperature(temperature: object) -> float:
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str | None]) -> None:
-    """One of a few names."""
+    """One of a few names.
+
+    Args:
+        name: What the message calls the value.
+        value: What was passed.
+        allowed: The names.
+
+    Raises:
+        ValueError: The value is none of them.
+    """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
 
@@ -106,7 +151,11 @@ def check_backend(backend: object) -> None:
 
 
 def check_assignment(assignment: object, backend: object) -> None:
-    """A `BandAssignment`, and a backend that has it."""
+    """A `BandAssignment`, and a backend that has it.
+
+    Raises:
+        ValueError: It is no `BandAssignment`, or not one that the backend computes.
+    """
     check_choice("assignment", assignment, get_args(BandAssignment))
     if assignment != "intra_low" and backend not in ("auto", "reference"):
         raise ValueError(
@@ -126,7 +175,11 @@ def check_group_mode(group_mode: object) -> None:
 
 
 def check_flag(name: str, value: object) -> None:
-    """True or False."""
+    """True or False.
+
+    Raises:
+        TypeError: It is neither.
+    """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
 

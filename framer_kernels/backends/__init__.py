@@ -23,7 +23,7 @@ BackendName = Literal["triton", "portable"]
 
 
 class ProductsBackend(Protocol):
-    """What a backend implements; `framer_kernels.backends.portable` says what the arguments mean.
+    """What a backend implements.
 
     A backend may also have a ``loss_and_coefficients`` of its own, with the arguments of that in
     `framer_kernels.objective`.
@@ -40,7 +40,20 @@ class ProductsBackend(Protocol):
         shared_negatives: bool,
         precision: str,
     ) -> BandProducts:
-        """Energies, norms and products of one rank's maps."""
+        """Energies, norms and products of one rank's maps.
+
+        Args:
+            maps: M feature maps ``[B, C, H, W]`` of one dtype, any strides.
+            teacher: Like them.
+            negatives: For each of the first N maps, the students, the index of its negative among the maps.
+            bands: Division into bands; quantile bands are taken from the teacher.
+            representation: What the cosine compares.
+            shared_negatives: Whether products with other images' negatives are wanted.
+            precision: ``bf16x3``, ``tf32`` or ``ieee``; a backend whose matrix products are exact ignores it.
+
+        Raises:
+            ValueError: The backend does not take such maps, or does not know the precision.
+        """
 
     def gradients(
         self,
@@ -56,7 +69,27 @@ class ProductsBackend(Protocol):
         needed: Sequence[bool],
         precision: str,
     ) -> list[Tensor | None]:
-        """Gradients of the students."""
+        """Gradients of the students.
+
+        Args:
+            maps: As in `measure`.
+            teacher: As in `measure`.
+            coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``, or ``[N, B, 0]`` where none is
+                needed.
+            upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
+            negatives: As in `measure`.
+            bands: As in `measure`.
+            representation: As in `measure`.
+            shared_negatives: As in `measure`.
+            needed: For each student whether its gradient is wanted.
+            precision: As in `measure`.
+
+        Returns:
+            For each student a map of its dtype and layout, or None.
+
+        Raises:
+            ValueError: As in `measure`.
+        """
 
     def cross_products(
         self,
@@ -69,7 +102,23 @@ class ProductsBackend(Protocol):
         representation: Representation,
         precision: str,
     ) -> Tensor:
-        """High-band products with another rank's maps."""
+        """High-band products of students with maps of another rank.
+
+        Args:
+            maps: n students ``[B, C, H, W]``.
+            teacher: Their teacher, from which quantile bands are taken.
+            targets: ``[G, C, H, W]``.
+            target_teacher: The teacher of ``targets``, which may be the same.
+            bands: Division into bands.
+            representation: What the cosine compares.
+            precision: As in `measure`.
+
+        Returns:
+            ``[n, B, G]``, float64 or float32.
+
+        Raises:
+            ValueError: As in `measure`.
+        """
 
     def add_cross_gradients(
         self,
@@ -84,7 +133,22 @@ class ProductsBackend(Protocol):
         representation: Representation,
         precision: str,
     ) -> None:
-        """Adds the gradients of `cross_products`."""
+        """Adds what the products of `cross_products` contribute to the students' gradients.
+
+        Args:
+            gradients: n maps, added to.
+            weights: Derivatives with respect to the products, ``[n, B, G]``.
+            maps: As in `cross_products`.
+            teacher: As in `cross_products`.
+            targets: As in `cross_products`.
+            target_teacher: As in `cross_products`.
+            bands: As in `cross_products`.
+            representation: As in `cross_products`.
+            precision: As in `measure`.
+
+        Raises:
+            ValueError: As in `measure`.
+        """
 
 
 def load_backend(name: str) -> ProductsBackend:

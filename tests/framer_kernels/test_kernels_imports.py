@@ -88,7 +88,7 @@ def test_the_package_keeps_the_rules() -> None:
         ("framer_kernels.bands", "from . import reference"),
         ("framer_kernels.reference", "from framer_kernels.ops.similarity.api import band_similarity"),
         ("framer_kernels.backends.triton", "from framer_kernels import reference"),
-        ("framer_kernels.backends.triton.launchers", "from framer_kernels.backends import portable"),
+        ("framer_kernels.backends.triton.packed", "from framer_kernels.backends import portable"),
         ("framer_kernels.backends.portable", "from framer_kernels.backends.triton import measure"),
         ("framer_kernels.backends.portable", "import triton"),
         ("framer_kernels.backends.portable", "from framer_kernels.ops.contrastive.api import f"),
@@ -102,8 +102,8 @@ def test_the_rules_catch_what_breaks_them(name: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("framer_kernels.backends.triton.kernels", "import triton"),
-        ("framer_kernels.backends.triton", "from framer_kernels.backends.triton.launchers import measure"),
+        ("framer_kernels.backends.triton.packed_kernels", "import triton"),
+        ("framer_kernels.backends.triton", "from framer_kernels.backends.triton.packed import measure"),
         ("framer_kernels.ops.similarity.api", "from framer_kernels import reference"),
         ("framer_kernels.ops.similarity.autograd", "from framer_kernels.backends import load_backend"),
         ("framer_kernels.backends.portable", "from framer_kernels.bands import BandSplit"),

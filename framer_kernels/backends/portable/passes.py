@@ -1,4 +1,8 @@
-"""The passes over a rank's maps: measuring them, and writing their gradients."""
+"""The passes over a rank's maps: measuring them, and writing their gradients.
+
+Arguments, results and errors are those of `framer_kernels.backends.ProductsBackend`; matrix products are exact
+whatever ``precision`` says.
+"""
 
 from __future__ import annotations
 
@@ -46,17 +50,7 @@ def measure(
     shared_negatives: bool,
     precision: str = "ieee",
 ) -> BandProducts:
-    """Measures the maps of one rank.
-
-    Args:
-        maps: M feature maps ``[B, C, H, W]``, any strides.
-        teacher: Alike.
-        negatives: For each of the first N maps, the students, the index of its negative among the maps.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        shared_negatives: Whether products with other images' negatives are wanted.
-        precision: Ignored; matrix products are exact here.
-    """
+    """Measures the maps of one rank."""
     chunks = Chunks(teacher, bands, representation)
     layers, count, size = len(negatives), len(maps), teacher.shape[0]
 
@@ -112,23 +106,7 @@ def gradients(
     needed: Sequence[bool],
     precision: str = "ieee",
 ) -> list[Tensor | None]:
-    """Gradients of the students.
-
-    Args:
-        maps: As in `measure`.
-        teacher: As in `measure`.
-        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``, or ``[N, B, 0]`` where none is needed.
-        upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
-        negatives: As in `measure`.
-        bands: As in `measure`.
-        representation: As in `measure`.
-        shared_negatives: As in `measure`.
-        needed: For each student whether its gradient is wanted.
-        precision: Ignored; matrix products are exact here.
-
-    Returns:
-        For each student a map of its dtype and layout, or None.
-    """
+    """Gradients of the students."""
     chunks = Chunks(teacher, bands, representation)
     coefficients = GradientCoefficients(*(field.to(chunks.layout.dtype) for field in coefficients.times(upstream)))
     wanted = [i for i in _order(negatives) if needed[i]]
@@ -231,17 +209,7 @@ def cross_products(
     representation: Representation,
     precision: str = "ieee",
 ) -> Tensor:
-    """High-band products of students with maps of another rank, ``[n, B, G]`` float64.
-
-    Args:
-        maps: n students ``[B, C, H, W]``.
-        teacher: Their teacher, from which quantile bands are taken.
-        targets: ``[G, C, H, W]``.
-        target_teacher: The teacher of ``targets``, which may be the same.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        precision: Ignored; matrix products are exact here.
-    """
+    """High-band products of students with maps of another rank."""
     chunks, theirs = (Chunks(own, bands, representation) for own in (teacher, target_teacher))
     out = torch.zeros(len(maps), len(teacher), len(targets), dtype=torch.float64, device=teacher.device)
     for channels, workspace in chunks:
@@ -269,19 +237,7 @@ def add_cross_gradients(
     representation: Representation,
     precision: str = "ieee",
 ) -> None:
-    """Adds what the products of `cross_products` contribute to the students' gradients.
-
-    Args:
-        gradients: n maps, added to.
-        weights: Derivatives with respect to the products, ``[n, B, G]``.
-        maps: As in `cross_products`.
-        teacher: As in `cross_products`.
-        targets: As in `cross_products`.
-        target_teacher: As in `cross_products`.
-        bands: As in `cross_products`.
-        representation: As in `cross_products`.
-        precision: Ignored; matrix products are exact here.
-    """
+    """Adds what the products of `cross_products` contribute to the students' gradients."""
     chunks, theirs = (Chunks(own, bands, representation) for own in (teacher, target_teacher))
     weights = weights.to(chunks.layout.dtype)
     for channels, workspace in chunks:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from framer_kernels.products import GradientCoefficients
+
 FIELDS = 5
 """Whole numbers in a row of a table: address and strides."""
 
@@ -74,3 +76,18 @@ class MapTable:
             uniform=all(tuple(x.stride()) == strides for x in maps) and span < 2**31,
             aligned=all(x.data_ptr() % 16 == 0 for x in maps),
         )
+
+
+def alike(coefficients: GradientCoefficients) -> tuple[list[Tensor], tuple[int, int]]:
+    """The coefficients as fp32 with the strides of layers and samples that all of them have.
+
+    Those that the objective's kernel wrote are parts of one array, and no copy is made.
+    """
+    fields = [field[..., None] if field.dim() == 2 else field for field in coefficients]
+    strides = fields[0].stride()[:2]
+    if any(
+        x.dtype != torch.float32 or x.stride()[:2] != strides or (x.shape[2] > 1 and x.stride(2) != 1) for x in fields
+    ):
+        joined = torch.cat([field.float() for field in fields], dim=2)
+        fields, strides = list(joined.split_with_sizes([x.shape[2] for x in fields], dim=2)), joined.stride()[:2]
+    return fields, (strides[0], strides[1])

@@ -1,6 +1,6 @@
 """Which kernels compute what: those that need no bins where bands are radial and vectors complex, else those that do.
 
-Arguments are those of `framer_kernels.backends.ProductsBackend`.
+Arguments, results and errors are those of `framer_kernels.backends.ProductsBackend`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, cast
 from torch import Tensor
 
 from framer_kernels.backends import ProductsBackend
-from framer_kernels.backends.triton import launchers, spectral
+from framer_kernels.backends.triton import packed, spectral
 from framer_kernels.products import BandProducts, GradientCoefficients
 
 
 def _kernels(settings: dict[str, Any]) -> ProductsBackend:
-    packed = settings["bands"].kind == "radial" and settings["representation"] == "complex"
-    return cast(ProductsBackend, launchers if packed else spectral)
+    without_bins = settings["bands"].kind == "radial" and settings["representation"] == "complex"
+    return cast(ProductsBackend, packed if without_bins else spectral)
 
 
 def measure(maps: Sequence[Tensor], teacher: Tensor, **settings: Any) -> BandProducts:

@@ -1,4 +1,4 @@
-"""Launch of the objective: the same as `framer_kernels.objective`, in one kernel."""
+"""Launch of the objective: the same as `framer_kernels.objective`, with its arguments, in one kernel."""
 
 from __future__ import annotations
 
@@ -33,21 +33,7 @@ def loss_and_coefficients(
     first: int = 0,
     share: float = 1.0,
 ) -> objective.Objective:
-    """The loss of every layer and sample, its parts, and the coefficients of its gradient.
-
-    Args:
-        products: As `measure` returned them; in a process group with all ranks' samples.
-        negatives: For every layer the index of its negative among the maps.
-        temperature: Above 0.
-        faw: How band weights are computed; None for weight 1.
-        fam: Whether the similarity gates the loss.
-        shared_negatives: Whether other images' negatives repel too.
-        rounding: As in `framer_kernels.objective.has_direction`.
-        terms: Which of the losses are summed: ``intra``, ``inter`` or ``both``.
-        targets: Squared norms of all ranks' targets; None where ``products`` hold all.
-        first: Index in all ranks' samples of this rank's first.
-        share: What a sample's loss counts for in what is differentiated: factor of the coefficients.
-    """
+    """The loss of every layer and sample, its parts, and the coefficients of its gradient."""
     layers, batch, groups = products.teacher_dot_hf.shape
     if groups > LARGEST_ROW:
         return objective.loss_and_coefficients(

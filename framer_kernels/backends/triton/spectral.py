@@ -1,4 +1,7 @@
-"""The backend's functions where bins are formed: the ``magnitude`` representation, and ``quantile`` bands."""
+"""The backend's functions where bins are formed: the ``magnitude`` representation, and ``quantile`` bands.
+
+Arguments, results and errors are those of `framer_kernels.backends.ProductsBackend`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ import torch
 import triton
 from torch import Tensor
 
-from framer_kernels.backends.triton import kernels, spectral_kernels
-from framer_kernels.backends.triton.addresses import MapTable, device_guard, parts, upload
-from framer_kernels.backends.triton.configs import COMPILER, SumConfig, TransformConfig
-from framer_kernels.backends.triton.launchers import DTYPES, WALKS, Walk, alike, check
+from framer_kernels.backends.triton import spectral_kernels
+from framer_kernels.backends.triton.addresses import MapTable, alike, device_guard, parts, upload
+from framer_kernels.backends.triton.configs import COMPILER, TransformConfig
+from framer_kernels.backends.triton.limits import DTYPES, check
+from framer_kernels.backends.triton.sums import sums_of_parts
 from framer_kernels.backends.triton.tables import SpectralTables, spectral_tables
+from framer_kernels.backends.triton.walks import WALKS, Walk
 from framer_kernels.bands import BandSplit, sample_quantile
 from framer_kernels.precision import ENERGY_EPS
 from framer_kernels.products import BandProducts, GradientCoefficients
@@ -201,18 +206,7 @@ class _Launcher:
             rows, layers, *table.strides, self.tables.basis_h, self.tables.basis_w, bands.low, target_bands.low,
             vectors, sums, count, batch, self.channels, self.chunks, targets, **self.meta(table),
         )  # fmt: skip
-        return self.sum_parts(sums).view(count, batch, targets)
-
-    def sum_parts(self, sums: Tensor) -> Tensor:
-        """Sums ``[parts, size]`` over the parts."""
-        config = SumConfig.choose()
-        size = sums.shape[1]
-        out = self.empty(size)
-        kernels.framer_loss_sums_fwd_kernel[(triton.cdiv(size, config.results),)](
-            out, sums, sums, sums, size, sums.shape[0], 0, 0, 0, 0, BR=config.results, BK=config.parts,
-            num_warps=config.num_warps, **COMPILER,
-        )  # fmt: skip
-        return out
+        return sums_of_parts(sums).view(count, batch, targets)
 
     def add(
         self,
@@ -270,20 +264,7 @@ def measure(
     shared_negatives: bool,
     precision: str,
 ) -> BandProducts:
-    """Measures the maps of one rank.
-
-    Args:
-        maps: M feature maps ``[B, C, H, W]`` of one dtype, any strides.
-        teacher: Alike.
-        negatives: For each of the first N maps, the students, the index of its negative among the maps.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        shared_negatives: Whether products with other images' negatives are wanted.
-        precision: ``bf16x3``, ``tf32`` or ``ieee``.
-
-    Raises:
-        ValueError: `supports` has something against it, or the precision is unknown.
-    """
+    """Measures the maps of one rank."""
     launcher = _Launcher(teacher, bands, representation, precision)
     batch, count, layers = len(teacher), len(maps), len(negatives)
     walk = Walk.over(negatives, count, max(1, WALKS // (batch * launcher.chunks)))
@@ -302,7 +283,7 @@ def measure(
             walk.length, sums.shape[1], sum(sizes[:7]), *launcher.energy_scales, **launcher.meta(table),
         )  # fmt: skip
         energy, norms, dot_lf, pair_lf, pair_hf, teacher_energy, teacher_norms, dot_hf = parts(
-            launcher.sum_parts(sums), sizes
+            sums_of_parts(sums), sizes
         )
         negative_dot_hf = pair_hf.view(layers, batch, 1)
         if shared_negatives:
@@ -336,26 +317,7 @@ def gradients(
     needed: Sequence[bool],
     precision: str,
 ) -> list[Tensor | None]:
-    """Gradients of the students.
-
-    Args:
-        maps: As in `measure`.
-        teacher: As in `measure`.
-        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``, or ``[N, B, 0]`` where none is needed.
-        upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
-        negatives: As in `measure`.
-        bands: As in `measure`.
-        representation: As in `measure`.
-        shared_negatives: As in `measure`.
-        needed: For each student whether its gradient is wanted.
-        precision: As in `measure`.
-
-    Returns:
-        For each student a map of its dtype and layout, or None.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """Gradients of the students."""
     launcher = _Launcher(teacher, bands, representation, precision)
     batch, count = len(teacher), len(maps)
     wanted = [i for i in range(len(negatives)) if needed[i]]
@@ -397,20 +359,7 @@ def cross_products(
     representation: Representation,
     precision: str,
 ) -> Tensor:
-    """High-band products of students with maps of another rank, ``[n, B, G]``.
-
-    Args:
-        maps: n students ``[B, C, H, W]``.
-        teacher: Their teacher, from which quantile bands are taken.
-        targets: ``[G, C, H, W]``.
-        target_teacher: The teacher of ``targets``, which may be the same.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        precision: As in `measure`.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """High-band products of students with maps of another rank."""
     launcher = _Launcher(targets, bands, representation, precision)
     table = MapTable.of(maps)
     with device_guard(targets.device):
@@ -432,22 +381,7 @@ def add_cross_gradients(
     representation: Representation,
     precision: str,
 ) -> None:
-    """Adds what the products of `cross_products` contribute to the students' gradients.
-
-    Args:
-        gradients: n maps, added to.
-        weights: Derivatives with respect to the products, ``[n, B, G]``.
-        maps: As in `cross_products`.
-        teacher: As in `cross_products`.
-        targets: As in `cross_products`.
-        target_teacher: As in `cross_products`.
-        bands: As in `cross_products`.
-        representation: As in `cross_products`.
-        precision: As in `measure`.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """Adds what the products of `cross_products` contribute to the students' gradients."""
     launcher = _Launcher(targets, bands, representation, precision)
     if gradients:
         with device_guard(targets.device):

@@ -1,121 +1,36 @@
-"""The backend's functions: they choose configurations, make tables and launch."""
+"""The backend's functions for radial bands and the ``complex`` representation, which form no bins.
+
+Arguments, results and errors are those of `framer_kernels.backends.ProductsBackend`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from framer_kernels.backends.triton import kernels
-from framer_kernels.backends.triton.addresses import MapTable, device_guard, is_channels_last, parts, upload
+from framer_kernels.backends.triton import packed_kernels
+from framer_kernels.backends.triton.addresses import MapTable, alike, device_guard, is_channels_last, parts, upload
 from framer_kernels.backends.triton.configs import (
     COMPILER,
-    LARGEST_SIDE,
     GradientConfig,
     ProductConfig,
     StatisticsConfig,
-    SumConfig,
     TargetConfig,
     TransformConfig,
     power_of_two,
 )
+from framer_kernels.backends.triton.limits import DTYPES, check
+from framer_kernels.backends.triton.sums import sums_of_parts
 from framer_kernels.backends.triton.tables import ForwardTables, forward_tables, low_tables
+from framer_kernels.backends.triton.walks import WALKS, Walk
 from framer_kernels.bands import BandSplit
 from framer_kernels.products import BandProducts, GradientCoefficients
 from framer_kernels.types import Representation
-
-PRECISIONS = ("bf16x3", "tf32", "ieee")
-"""Arithmetic of matrix products: three passes in bf16, one in tf32, or fp32 without matrix units."""
-
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-WALKS = 1024
-"""Programs that a walk over the maps is split for: several for each of 100 to 150 multiprocessors."""
-_GRID_LIMIT = 65535
-"""Programs along the second and third axis of a grid."""
-
-
-def supports(teacher: Tensor) -> str | None:
-    """Why this is not for this backend; None if it is.
-
-    Args:
-        teacher: One of the maps, which are all alike.
-    """
-    if teacher.dtype not in DTYPES:
-        return f"the Triton kernels take float32, bfloat16 and float16 features, not {teacher.dtype}"
-    batch, channels, height, width = teacher.shape
-    if max(height, width) > LARGEST_SIDE:
-        return f"the Triton kernels take maps of up to {LARGEST_SIDE} x {LARGEST_SIDE}, not {height} x {width}"
-    if batch > _GRID_LIMIT:
-        return f"the Triton kernels take up to {_GRID_LIMIT} samples, not {batch}"
-    if channels * height * width >= 2**31:
-        return f"the Triton kernels take samples of fewer than 2**31 numbers, not {channels} x {height} x {width}"
-    return None
-
-
-def check(teacher: Tensor, precision: str) -> None:
-    """Refuses what the kernels cannot compute.
-
-    Args:
-        teacher: One of the maps, which are all alike.
-        precision: Of the matrix products.
-
-    Raises:
-        ValueError: `supports` has something against the maps, or the precision is unknown.
-    """
-    reason = supports(teacher)
-    if reason is None and precision not in PRECISIONS:
-        reason = f"the Triton kernels know the precisions {list(PRECISIONS)}, not {precision!r}"
-    if reason is not None:
-        raise ValueError(reason)
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The order in which maps are transformed: of two neighbours the product is taken.
-
-    Attributes:
-        steps: At each step the map, 1 if it is measured there, and the layer whose pair ends there or -1.
-        length: Steps of one program; it knows nothing of the programs before it.
-    """
-
-    steps: tuple[tuple[int, int, int], ...]
-    length: int
-
-    @classmethod
-    def over(cls, negatives: Sequence[int], maps: int, segments: int) -> Walk:
-        """Follows each layer to its negative: a cycle of N layers takes N + 1 steps, and one more for each cut."""
-        length = max(3, -(-(len(negatives) + 1) // segments))
-        steps: list[tuple[int, int]] = []
-        left = set(range(len(negatives)))
-        for start in range(len(negatives)):
-            i = start
-            while i in left:
-                if not steps or steps[-1][0] != i or len(steps) % length == 0:
-                    steps.append((i, -1))
-                    if len(steps) % length == 0:
-                        steps.append((i, -1))
-                steps.append((negatives[i], i))
-                left.remove(i)
-                i = negatives[i]
-        met = {i for i, _ in steps}
-        steps += [(i, -1) for i in range(maps) if i not in met]
-        measured: set[int] = set()
-        out: list[tuple[int, int, int]] = []
-        for i, pair in steps:
-            out.append((i, int(i not in measured), pair))
-            measured.add(i)
-        return cls(tuple(out), length)
-
-    @property
-    def programs(self) -> int:
-        """Programs that it is split over."""
-        return -(-len(self.steps) // self.length)
 
 
 def _packed_strides(channels_last: bool, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -157,7 +72,7 @@ def _high_pass(
     asked = int(statistics)
     low = torch.empty(asked * batch * 4 * tables.low_h * tables.low_w * channels, dtype=torch.float32, device=x.device)
     sums = torch.empty(asked * chunks, 4 * batch, dtype=torch.float32, device=x.device)
-    kernels.framer_loss_teacher_fwd_kernel[(chunks, batch)](
+    packed_kernels.framer_loss_teacher_fwd_kernel[(chunks, batch)](
         rows, index, *table.strides, tables.basis_h, tables.basis_w, tables.flags, high, low, sums,
         batch, channels, *_packed_strides(channels_last, channels, height, width),
         *(scale / channels for scale in tables.energy_scales),
@@ -190,27 +105,12 @@ def _partial_products(
     per_program = triton.cdiv(steps, max(1, min(steps, config.programs // (row_blocks * target_blocks))))
     splits = triton.cdiv(steps, per_program)
     sums = torch.empty(splits, count * targets, dtype=torch.float32, device=x.device)
-    kernels.framer_loss_products_fwd_kernel[(row_blocks, splits, target_blocks)](
+    packed_kernels.framer_loss_products_fwd_kernel[(row_blocks, splits, target_blocks)](
         rows, layers, *table.strides, high, sums, count, batch, channels, targets, steps, per_program,
         W=width, P=area, BM=config.rows, BG=config.targets, BK=config.inner, CHANNELS_LAST=channels_last,
         PRECISION=precision, num_warps=config.num_warps, num_stages=3, **_meta(table, x.dtype),
     )  # fmt: skip
     return sums
-
-
-def _sum_parts(*arrays: Tensor) -> Tensor:
-    """Sums of up to three arrays ``[parts, size]`` over their parts, one after the other."""
-    config = SumConfig.choose()
-    nothing = arrays[0][:, :0]
-    first, second, third = (*arrays, nothing, nothing)[:3]
-    sizes = [x.shape[1] for x in (first, second, third)]
-    out = torch.empty(sum(sizes), dtype=torch.float32, device=first.device)
-    blocks = sum(triton.cdiv(size, config.results) for size in sizes)
-    kernels.framer_loss_sums_fwd_kernel[(blocks,)](
-        out, first, second, third, *(n for x in (first, second, third) for n in (x.shape[1], x.shape[0])),
-        BR=config.results, BK=config.parts, num_warps=config.num_warps, **COMPILER,
-    )  # fmt: skip
-    return out
 
 
 def measure(
@@ -223,20 +123,7 @@ def measure(
     shared_negatives: bool,
     precision: str,
 ) -> BandProducts:
-    """Measures the maps of one rank.
-
-    Args:
-        maps: M feature maps ``[B, C, H, W]`` of one dtype, any strides.
-        teacher: Alike.
-        negatives: For each of the first N maps, the students, the index of its negative among the maps.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        shared_negatives: Whether products with other images' negatives are wanted.
-        precision: ``bf16x3``, ``tf32`` or ``ieee``.
-
-    Raises:
-        ValueError: `supports` has something against it, or the precision is unknown.
-    """
+    """Measures the maps of one rank."""
     check(teacher, precision)
     batch, channels = teacher.shape[:2]
     count, layers = len(maps), len(negatives)
@@ -256,7 +143,7 @@ def measure(
             dtype=torch.float32, statistics=True,
         )  # fmt: skip
         sums = torch.empty(programs, sum(sizes), dtype=torch.float32, device=teacher.device)
-        kernels.framer_loss_statistics_fwd_kernel[(programs, walk.programs, batch)](
+        packed_kernels.framer_loss_statistics_fwd_kernel[(programs, walk.programs, batch)](
             rows, steps, *table.strides, tables.basis_h, tables.basis_w, tables.flags, low, sums, batch, channels,
             count, layers, len(walk.steps), walk.length, sums.shape[1],
             *(scale / channels for scale in tables.energy_scales), LH=tables.low_h, LW=tables.low_w,
@@ -267,7 +154,7 @@ def measure(
         products = _partial_products(
             teacher, table, rows, chosen, high, batch, channels_last=channels_last, precision=precision
         )
-        out = _sum_parts(sums, teacher_sums, products)
+        out = sums_of_parts(sums, teacher_sums, products)
         energy, norms, dot_lf, pair_lf, pair_hf, teacher_energy, teacher_norms, dot_hf = parts(
             out, [*sizes, 2 * batch, 2 * batch, layers * batch * batch]
         )
@@ -310,26 +197,7 @@ def gradients(
     needed: Sequence[bool],
     precision: str,
 ) -> list[Tensor | None]:
-    """Gradients of the students.
-
-    Args:
-        maps: As in `measure`.
-        teacher: As in `measure`.
-        coefficients: Those of this rank's targets, ``teacher_hf`` ``[N, B, B]``, or ``[N, B, 0]`` where none is needed.
-        upstream: What coefficients are multiplied by, the gradient of the losses, ``[N, B]``, any strides.
-        negatives: As in `measure`.
-        bands: As in `measure`.
-        representation: As in `measure`.
-        shared_negatives: As in `measure`.
-        needed: For each student whether its gradient is wanted.
-        precision: As in `measure`.
-
-    Returns:
-        For each student a map of its dtype and layout, or None.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """Gradients of the students."""
     check(teacher, precision)
     batch, channels, height, width = teacher.shape
     count = len(maps)
@@ -360,7 +228,7 @@ def gradients(
         )
         together = math.gcd(triton.cdiv(channels, config.channels), 4)
         grid = (len(wanted) * triton.cdiv(channels, config.channels), triton.cdiv(batch, config.samples))
-        kernels.framer_loss_gradients_bwd_kernel[grid](
+        packed_kernels.framer_loss_gradients_bwd_kernel[grid](
             rows, plan_rows, *table.strides, *gradient_table.strides, high, tables.basis_h, tables.basis_w, tables.mask,
             *fields, upstream, *strides, *upstream.stride(), count, len(wanted), batch, channels, fields[4].shape[2],
             *_packed_strides(channels_last, channels, height, width),
@@ -376,21 +244,6 @@ def gradients(
     return [made.get(i) for i in range(len(negatives))]
 
 
-def alike(coefficients: GradientCoefficients) -> tuple[list[Tensor], tuple[int, int]]:
-    """The coefficients as fp32 with the strides of layers and samples that all of them have.
-
-    Those that the objective's kernel wrote are parts of one array, and no copy is made.
-    """
-    fields = [field[..., None] if field.dim() == 2 else field for field in coefficients]
-    strides = fields[0].stride()[:2]
-    if any(
-        x.dtype != torch.float32 or x.stride()[:2] != strides or (x.shape[2] > 1 and x.stride(2) != 1) for x in fields
-    ):
-        joined = torch.cat([field.float() for field in fields], dim=2)
-        fields, strides = list(joined.split_with_sizes([x.shape[2] for x in fields], dim=2)), joined.stride()[:2]
-    return fields, (strides[0], strides[1])
-
-
 def cross_products(
     maps: Sequence[Tensor],
     teacher: Tensor,
@@ -401,20 +254,7 @@ def cross_products(
     representation: Representation,
     precision: str,
 ) -> Tensor:
-    """High-band products of students with maps of another rank, ``[n, B, G]``.
-
-    Args:
-        maps: n students ``[B, C, H, W]``.
-        teacher: Their teacher; radial bands do not need it.
-        targets: ``[G, C, H, W]``.
-        target_teacher: The teacher of ``targets``, which may be the same.
-        bands: Division into bands.
-        representation: What the cosine compares.
-        precision: As in `measure`.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """High-band products of students with maps of another rank."""
     check(targets, precision)
     channels_last = is_channels_last(maps[0])
     table, target_table = MapTable.of(maps), MapTable.of([targets])
@@ -428,7 +268,7 @@ def cross_products(
         products = _partial_products(
             maps[0], table, rows, chosen, high, len(targets), channels_last=channels_last, precision=precision
         )
-        return _sum_parts(products).view(len(maps), len(teacher), len(targets))
+        return sums_of_parts(products).view(len(maps), len(teacher), len(targets))
 
 
 def add_cross_gradients(
@@ -443,22 +283,7 @@ def add_cross_gradients(
     representation: Representation,
     precision: str,
 ) -> None:
-    """Adds what the products of `cross_products` contribute to the students' gradients.
-
-    Args:
-        gradients: n maps, added to.
-        weights: Derivatives with respect to the products, ``[n, B, G]``.
-        maps: As in `cross_products`.
-        teacher: As in `cross_products`.
-        targets: As in `cross_products`.
-        target_teacher: As in `cross_products`.
-        bands: As in `cross_products`.
-        representation: As in `cross_products`.
-        precision: As in `measure`.
-
-    Raises:
-        ValueError: As in `measure`.
-    """
+    """Adds what the products of `cross_products` contribute to the students' gradients."""
     check(targets, precision)
     if gradients:
         with device_guard(targets.device):
@@ -488,7 +313,7 @@ def _add_targets(
     )  # fmt: skip
     config = TargetConfig.choose(channels_last=channels_last)
     blocks = triton.cdiv(channels, config.channels) * triton.cdiv(height * width, config.positions)
-    kernels.framer_loss_targets_bwd_kernel[(blocks, batch, len(gradients))](
+    packed_kernels.framer_loss_targets_bwd_kernel[(blocks, batch, len(gradients))](
         rows, plan_rows, *table.strides, high, weights, channels, len(targets),
         *_packed_strides(channels_last, channels, height, width), *weights.stride(),
         W=width, P=height * width, BP=config.positions, BC=config.channels, num_warps=config.num_warps,
