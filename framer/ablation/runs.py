@@ -17,11 +17,12 @@ from framer.ablation.plan import PlannedRun
 from framer.analysis.report import REPORT_NAME
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
-from framer.data.sources import with_shard_settings, with_text_settings
+from framer.data.sources import with_data_settings
 from framer.errors import UserError
 from framer.files import writing
 from framer.training.preemption import SIGNALS
 from framer.training.run_folder import RunFolder
+from framer.training.trainer_state import PHOTOGRAPHS
 
 Launcher = Literal["python", "deepspeed"]
 
@@ -51,12 +52,12 @@ def check_same_settings(run: PlannedRun) -> None:
     if not folder.config.is_file():
         return
     found = _comparable(load_config(TrainConfig, folder.config).model_dump(mode="json"))
-    # The trainer writes down what stores of pairs and texts add.
-    wanted = _comparable(with_shard_settings(with_text_settings(run.config)).model_dump(mode="json"))
+    # The trainer writes down what photographs and stores of pairs and texts add.
+    wanted = _comparable(with_data_settings(run.config).model_dump(mode="json"))
     differing = [
         f"{key}={wanted.get(key)} (there {found.get(key)})"
         for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
+        if found.get(key) != wanted.get(key) and not (key == PHOTOGRAPHS and found.get(key) is None)
     ]
     if differing:
         raise UserError(f"{folder.root} holds a run of other settings: {', '.join(differing)}; choose another --output")

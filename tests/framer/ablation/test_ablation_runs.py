@@ -19,6 +19,7 @@ from framer.ablation.plan import PlannedRun
 from framer.ablation.results import collect
 from framer.cli import main
 from framer.config.loading import save_config
+from framer.data.sources import with_data_settings
 from framer.errors import UserError
 from framer.evaluation.table import EvaluationRow, write_evaluation
 from framer.training.run_folder import RunFolder
@@ -200,6 +201,21 @@ def test_variants_that_choose_their_images_have_a_row_of_bicubic_each(
     assert "| bicubic, data.degradation=heavy | 18.00 | 0.5000 | | | |" in lines
     document = json.loads((output / "table.json").read_text())
     assert [row["measured_on"] for row in document["variants"]] == ["data.degradation=light", "data.degradation=heavy"]
+
+
+def test_runs_of_other_photographs_are_not_taken_for_these(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    (run,) = plan(
+        write_study(tmp_path), only=("framer",), output=tmp_path / "out", overrides=(f"data.train={tmp_path}",)
+    )
+    finish(run, psnr=21.0)
+    runs.check_same_settings(run)  # an older run, of which it is not known
+    folder_config = RunFolder(Path(run.config.output_dir)).config
+    folder_config.write_text(save_config(with_data_settings(run.config)))
+    runs.check_same_settings(run)
+    (tmp_path / "b.png").write_bytes(b"2")
+    with pytest.raises(UserError, match=r"data.photographs_fingerprint=2 files, SHA-256 \w+ \(there 1 files"):
+        runs.check_same_settings(run)
 
 
 def test_a_run_without_its_report_is_not_finished(tmp_path: Path) -> None:
