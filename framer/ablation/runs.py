@@ -27,8 +27,18 @@ from framer.training.trainer_state import PHOTOGRAPHS
 Launcher = Literal["python", "deepspeed"]
 
 LOG: Final = "train.log"
-_ALIKE: Final = (("output_dir",), ("training", "resume"))
-"""Settings that do not make a run another one: where it lies, and how it went on."""
+_ALIKE: Final = (
+    "output_dir",
+    "data.workers",
+    "training.resume",
+    "training.checkpoint_",
+    "training.checkpoints_kept",
+    "training.sample_steps",
+    "distributed.",
+    "health.",
+    "trackers.",
+)
+"""Beginnings of settings that no result depends on: where a run lies, how it went on, and what it leaves beside."""
 
 
 def folder_of(run: PlannedRun) -> RunFolder:
@@ -132,13 +142,13 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """Dotted key and value of all settings that make a run what it is."""
     flat: dict[str, Any] = {}
 
-    def flatten(section: dict[str, Any], path: tuple[str, ...]) -> None:
-        for key, value in section.items():
-            here = (*path, key)
+    def flatten(section: dict[str, Any], path: str) -> None:
+        for name, value in section.items():
+            key = f"{path}{name}"
             if isinstance(value, dict):
-                flatten(value, here)
-            elif here not in _ALIKE:
-                flat[".".join(here)] = value
+                flatten(value, f"{key}.")
+            elif not key.startswith(_ALIKE):
+                flat[key] = value
 
-    flatten(config, ())
+    flatten(config, "")
     return flat

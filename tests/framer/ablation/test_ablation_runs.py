@@ -159,6 +159,9 @@ def test_runs_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
     finish(before, psnr=21.0)
     runs.check_same_settings(before)
     (other,) = plan(file, only=("framer",), output=tmp_path / "out", overrides=("optimizer.lr=5e-4",))
+    alike = ("data.workers=3", "training.checkpoint_steps=1", "health.rank_timeout=9", "trackers.tensorboard=true")
+    (same,) = plan(file, only=("framer",), output=tmp_path / "out", overrides=alike)
+    runs.check_same_settings(same)
     with pytest.raises(UserError, match=r"other settings: optimizer\.lr=0\.0005 \(there 0\.001\); choose another"):
         runs.check_same_settings(other)
 
