@@ -162,7 +162,9 @@ def shard_folder(data: DataConfig) -> Path | None:
 
 
 def with_data_settings(config: TrainConfig) -> TrainConfig:
-    """Completes ``data`` by what it names: :func:`with_text_settings`, :func:`with_shard_settings`, and the photographs.
+    """Completes ``data`` by the texts, shards or photographs that it names.
+
+    After :func:`with_text_settings` and :func:`with_shard_settings`, it has the fingerprint of photographs too.
 
     Raises:
         ConfigError: Values were given that contradict what is there.
