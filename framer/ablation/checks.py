@@ -10,10 +10,7 @@ from framer.config.training import TrainConfig
 from framer.data.sources import (
     evaluation_files,
     open_texts,
-    photograph_files,
-    shard_folder,
-    with_shard_settings,
-    with_text_settings,
+    with_data_settings,
 )
 from framer.errors import UserError
 from framer.files import check_writable, writing
@@ -67,10 +64,8 @@ def _problems(config: TrainConfig) -> list[str]:
 
 
 def _check_training_data(config: TrainConfig) -> None:
-    with_shard_settings(with_text_settings(config))
+    with_data_settings(config)
     open_texts(config.data)
-    if shard_folder(config.data) is None:
-        photograph_files(config.data)
 
 
 def _check_model(config: TrainConfig) -> None:

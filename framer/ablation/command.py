@@ -71,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for each in tabulated:
         check_same_settings(each)
+    collect(tabulated)  # earlier runs that no table can hold together are refused before another is trained
     check_runs([each for each in planned if not is_finished(each)], output)
     failed: list[str] = []
     status = 0
@@ -91,10 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
     earlier = [f"{each.variant}, seed {each.seed}" for each in tabulated if each not in planned and is_finished(each)]
     if earlier:
         sys.stdout.write(f"from earlier calls, in the table too: {'; '.join(earlier)}\n")
-    for file in write_results(output, table, collect(tabulated)):
-        sys.stdout.write(f"table: {file}\n")
     for sentence in failed:
         sys.stderr.write(f"failed: {sentence}\n")
+    for file in write_results(output, table, collect(tabulated)):
+        sys.stdout.write(f"table: {file}\n")
     if status == EXIT_PREEMPTED:
         return EXIT_PREEMPTED
     return 1 if failed else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +14,28 @@ from framer.ablation.plan import PlannedRun
 from framer.ablation.runs import folder_of, is_finished
 from framer.analysis.paper.labels import wrapped
 from framer.config.ablation import AblationTable
+from framer.data.sources import with_shard_settings
 from framer.errors import UserError
 from framer.evaluation.metrics import PSNR_ID, SSIM_ID
-from framer.evaluation.table import escape_cell, mean_row, read_evaluation
+from framer.evaluation.table import EvaluationRow, escape_cell, mean_row, read_evaluation
 from framer.files import write_text
 from framer.plotting import GRID_COLOUR, LF_COLOUR, new_canvas, save_canvas, style_axes
 from framer.training.run_folder import RunFolder
 
 _WARM_UP_SHARE: Final = 0.1
 """Part of a run's steps, at its beginning, whose times are left out."""
+
+_MEASURED_ON: Final = (
+    "data.evaluation",
+    "data.scale",
+    "data.degradation",
+    "evaluation.crop_size",
+    "evaluation.crops_per_photo",
+    "evaluation.seed",
+)
+"""Settings that choose the images that a run is measured on."""
+_LIKE_PSNR, _LIKE_SSIM = 0.01, 0.0001
+"""What bicubic may differ by on the same image, where other releases of libraries made its low-resolution version."""
 
 _SEEDS_NOTE: Final = (
     "Mean over the seeds, and from lowest to highest. A difference smaller than these ranges says nothing."
@@ -63,28 +77,72 @@ class VariantResult:
         title: What the table calls it.
         runs: Its finished runs.
         unfinished: Seeds of those that are not finished.
+        measured_on: Of the settings that choose the images it is measured on, those that variants of the table differ
+            in; ``key=value``, separated by commas.
     """
 
     name: str
     title: str
     runs: list[RunResult]
     unfinished: list[int]
+    measured_on: str = ""
 
 
 def collect(planned: Sequence[PlannedRun]) -> list[VariantResult]:
     """Reads what the runs left on disk, in the order planned.
 
     Raises:
-        UserError: A file of a finished run is damaged, or was measured by other metrics.
+        UserError: A file of a finished run is damaged, or was measured by other metrics; or runs whose settings choose
+            the same images were measured on others.
     """
+    choices = _choices_of_images(planned)
     results: dict[str, VariantResult] = {}
+    evaluated: dict[str, list[tuple[Path, list[EvaluationRow]]]] = {}
     for run in planned:
-        row = results.setdefault(run.variant, VariantResult(run.variant, run.title, [], []))
+        choice = choices[run.variant]
+        row = results.setdefault(run.variant, VariantResult(run.variant, run.title, [], [], choice))
         if is_finished(run):
-            row.runs.append(_result(run))
+            rows = read_evaluation(folder_of(run).sample_table(run.config.training.max_steps))
+            evaluated.setdefault(choice, []).append((folder_of(run).root, rows))
+            row.runs.append(_result(run, mean_row(rows)))
         else:
             row.unfinished.append(run.seed)
+    for runs in evaluated.values():
+        _check_same_images(runs)
     return list(results.values())
+
+
+def _choices_of_images(planned: Sequence[PlannedRun]) -> dict[str, str]:
+    """By variant, see :attr:`VariantResult.measured_on`."""
+    settings: dict[str, dict[str, object]] = {}
+    for run in planned:
+        content = with_shard_settings(run.config).model_dump(mode="json")
+        keys = (key.split(".") for key in _MEASURED_ON)
+        settings[run.variant] = {".".join(key): content[key[0]][key[1]] for key in keys}
+    differing = [key for key in _MEASURED_ON if len({each[key] for each in settings.values()}) > 1]
+    return {variant: ", ".join(f"{key}={each[key]}" for key in differing) for variant, each in settings.items()}
+
+
+def _check_same_images(runs: Sequence[tuple[Path, list[EvaluationRow]]]) -> None:
+    """Compares what bicubic enlargement reached, which depends on the images alone."""
+    first, expected = runs[0]
+    others = [root for root, rows in runs[1:] if not _same_images(expected, rows)]
+    if others:
+        raise UserError(
+            f"{', '.join(map(str, others))}: measured on other images than {first}, whose bicubic PSNR and SSIM "
+            "differ, so that one table cannot hold them: the photographs of data.evaluation have changed in between. "
+            "Where they are again what all are to be measured on, remove report.md of the runs that were measured on "
+            "others, and run the same command: they are measured anew, and not trained"
+        )
+
+
+def _same_images(expected: Sequence[EvaluationRow], rows: Sequence[EvaluationRow]) -> bool:
+    return len(expected) == len(rows) and all(
+        one.name == other.name
+        and math.isclose(one.psnr_bicubic, other.psnr_bicubic, rel_tol=0, abs_tol=_LIKE_PSNR)
+        and math.isclose(one.ssim_bicubic, other.ssim_bicubic, rel_tol=0, abs_tol=_LIKE_SSIM)
+        for one, other in zip(expected, rows, strict=True)
+    )
 
 
 def write_results(folder: Path, table: AblationTable, results: Sequence[VariantResult]) -> list[Path]:
@@ -117,7 +175,7 @@ def write_results(folder: Path, table: AblationTable, results: Sequence[VariantR
 
 
 def markdown(table: AblationTable, results: Sequence[VariantResult]) -> str:
-    """The table as Markdown: a line for each variant, bicubic first, and the metric ids below."""
+    """The table as Markdown: bicubic, a line for each variant, and the metric ids below."""
     lines = [
         f"# {' '.join(table.title.split())}",
         "",
@@ -125,10 +183,12 @@ def markdown(table: AblationTable, results: Sequence[VariantResult]) -> str:
         "|---|---:|---:|---:|---:|---|",
     ]
     finished = [run for row in results for run in row.runs]
-    if finished:
+    for choice in dict.fromkeys(row.measured_on for row in results if row.runs):
+        runs = [run for row in results if row.measured_on == choice for run in row.runs]
+        label = f"bicubic, {choice}" if choice else "bicubic"
         lines.append(
-            f"| bicubic | {_spread([run.psnr_bicubic for run in finished], 2)} | "
-            f"{_spread([run.ssim_bicubic for run in finished], 4)} | | | |"
+            f"| {escape_cell(label)} | {_spread([run.psnr_bicubic for run in runs], 2)} | "
+            f"{_spread([run.ssim_bicubic for run in runs], 4)} | | | |"
         )
     for row in results:
         cells = [
@@ -172,11 +232,13 @@ def plot_results(path: Path, results: Sequence[VariantResult], *, title: str) ->
             axes.plot([min(values), max(values)], [place, place], color=LF_COLOUR, linewidth=2.0)
             axes.plot(values, [place] * len(values), "o", color=LF_COLOUR, markersize=6)
             axes.plot([fmean(values)], [place], "|", color="black", markersize=18, markeredgewidth=2.0)
-        bicubic = fmean(getattr(run, f"{name}_bicubic") for row in results for run in row.runs)
-        axes.axvline(bicubic, color="#555555", linestyle="--", linewidth=1.2)
+        # Of each row, whose images may be others; where they are the same, it is one line.
+        bicubic = [fmean(getattr(run, f"{name}_bicubic") for run in row.runs) for row in results]
+        for place, value in zip(places, bicubic, strict=True):
+            axes.plot([value, value], [place - 0.5, place + 0.5], color="#555555", linestyle="--", linewidth=1.2)
         left, right = axes.get_xlim()
-        side = "right" if bicubic > (left + right) / 2 else "left"
-        axes.text(bicubic, -0.75, " bicubic ", fontsize=9, color="#555555", va="center", ha=side)
+        side = "right" if bicubic[0] > (left + right) / 2 else "left"
+        axes.text(bicubic[0], -0.75, " bicubic ", fontsize=9, color="#555555", va="center", ha=side)
         axes.locator_params(axis="x", nbins=6)
         style_axes(axes, x_label=label, y_label="")
         axes.grid(visible=True, axis="y", color=GRID_COLOUR, linewidth=0.8)
@@ -185,10 +247,8 @@ def plot_results(path: Path, results: Sequence[VariantResult], *, title: str) ->
     save_canvas(canvas, path)
 
 
-def _result(run: PlannedRun) -> RunResult:
-    folder = folder_of(run)
-    mean = mean_row(read_evaluation(folder.sample_table(run.config.training.max_steps)))
-    seconds, memory, memory_of = _cost(folder)
+def _result(run: PlannedRun, mean: EvaluationRow) -> RunResult:
+    seconds, memory, memory_of = _cost(folder_of(run))
     return RunResult(
         seed=run.seed,
         psnr=mean.psnr_sr,

@@ -17,17 +17,28 @@ from framer.ablation.plan import PlannedRun
 from framer.analysis.report import REPORT_NAME
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
-from framer.data.sources import with_shard_settings, with_text_settings
+from framer.data.sources import with_data_settings
 from framer.errors import UserError
 from framer.files import writing
 from framer.training.preemption import SIGNALS
 from framer.training.run_folder import RunFolder
+from framer.training.trainer_state import PHOTOGRAPHS
 
 Launcher = Literal["python", "deepspeed"]
 
 LOG: Final = "train.log"
-_ALIKE: Final = (("output_dir",), ("training", "resume"))
-"""Settings that do not make a run another one: where it lies, and how it went on."""
+_ALIKE: Final = (
+    "output_dir",
+    "data.workers",
+    "training.resume",
+    "training.checkpoint_",
+    "training.checkpoints_kept",
+    "training.sample_steps",
+    "distributed.",
+    "health.",
+    "trackers.",
+)
+"""Beginnings of settings that no result depends on: where a run lies, how it went on, and what it leaves beside."""
 
 
 def folder_of(run: PlannedRun) -> RunFolder:
@@ -51,12 +62,12 @@ def check_same_settings(run: PlannedRun) -> None:
     if not folder.config.is_file():
         return
     found = _comparable(load_config(TrainConfig, folder.config).model_dump(mode="json"))
-    # The trainer writes down what stores of pairs and texts add.
-    wanted = _comparable(with_shard_settings(with_text_settings(run.config)).model_dump(mode="json"))
+    # The trainer writes down what photographs and stores of pairs and texts add.
+    wanted = _comparable(with_data_settings(run.config).model_dump(mode="json"))
     differing = [
         f"{key}={wanted.get(key)} (there {found.get(key)})"
         for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
+        if found.get(key) != wanted.get(key) and not (key == PHOTOGRAPHS and found.get(key) is None)
     ]
     if differing:
         raise UserError(f"{folder.root} holds a run of other settings: {', '.join(differing)}; choose another --output")
@@ -131,13 +142,13 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     """Dotted key and value of all settings that make a run what it is."""
     flat: dict[str, Any] = {}
 
-    def flatten(section: dict[str, Any], path: tuple[str, ...]) -> None:
-        for key, value in section.items():
-            here = (*path, key)
+    def flatten(section: dict[str, Any], path: str) -> None:
+        for name, value in section.items():
+            key = f"{path}{name}"
             if isinstance(value, dict):
-                flatten(value, here)
-            elif here not in _ALIKE:
-                flat[".".join(here)] = value
+                flatten(value, f"{key}.")
+            elif not key.startswith(_ALIKE):
+                flat[key] = value
 
-    flatten(config, ())
+    flatten(config, "")
     return flat

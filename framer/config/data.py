@@ -24,6 +24,9 @@ class DataConfig(ConfigSection):
     shards_fingerprint: NonEmptyText | None = None
     """Fingerprint of the shards that ``train`` names; null takes it from their manifest. So the resolved configuration
     and a run's checkpoints say which shards they are of, and no others are taken for them."""
+    photographs_fingerprint: NonEmptyText | None = None
+    """Of photographs: their number and a digest of their names and sizes in bytes; null takes it from ``train``. As
+    ``shards_fingerprint``."""
     texts: NonEmptyText | None = None
     """A text store, which gives each photograph of ``train`` the embeddings of its own text; null: all images see one,
     ``model.text_embeddings``. Shards that were prepared with texts have them already."""

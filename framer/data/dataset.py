@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from framer.data.buckets import BucketOrder, CropSize, nearest_bucket
 from framer.data.degradations import degradation_preset
-from framer.data.images import ImageError, read_image, resize_bicubic
+from framer.data.images import ImageError, image_name, read_image, resize_bicubic
 from framer.data.samples import Crop, Sample, draw_quarter_turns, make_sample
 from framer.errors import UserError
 from framer.extras import require
@@ -208,7 +208,7 @@ class RealISRDataset(Dataset[Sample]):
             scale=self.scale,
             margin=self.margin,
             index=index,
-            name=path.stem,
+            name=image_name(path),
             colour_jitter=self.colour_jitter,
         )
 
@@ -272,7 +272,7 @@ def heldout_pairs(
                 scale=scale,
                 margin=DEFAULT_MARGIN,
                 index=len(samples),
-                name=path.stem if crops_per_photo == 1 else f"{path.stem}_{number}",
+                name=image_name(path) if crops_per_photo == 1 else f"{image_name(path)}_{number}",
             )
             samples.append(sample)
     return samples
@@ -280,7 +280,7 @@ def heldout_pairs(
 
 def heldout_draws(path: Path, number: int, *, seed: int) -> np.random.Generator:
     """What the degradation of one crop of a held-out photograph is drawn from: seed, file name and crop alone."""
-    return np.random.default_rng((_HELDOUT, seed, zlib.crc32(path.stem.encode()), number))
+    return np.random.default_rng((_HELDOUT, seed, zlib.crc32(os.fsencode(path.stem)), number))
 
 
 def _spread_crops(image: npt.NDArray[np.uint8], crop_size: int, count: int, path: Path) -> list[Crop]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from framer.data.dataset import heldout_draws
 from framer.data.degradations import degradation_preset
-from framer.data.images import ImageError, read_image, write_png
+from framer.data.images import ImageError, image_name, read_image, write_png
 from framer.data.levels import tensor_to_bytes
 from framer.data.outputs import check_apart, sole_writer
 from framer.data.presets import DegradationPreset
@@ -91,7 +91,7 @@ def _write_pairs(paths: Sequence[Path], folder: Path, preset: DegradationPreset,
             scale=scale,
             margin=0,
             index=0,
-            name=path.stem,
+            name=image_name(path),
         )
         for name, pixels in ((HR_FOLDER, sample["hr"]), (LR_FOLDER, sample["lr"])):
             target = folder / name / f"{path.stem}.png"

@@ -74,6 +74,15 @@ def _visible_files(root: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
+def image_name(path: Path) -> str:
+    """What messages, tables and files call an image: its file's name without the suffix.
+
+    A file's name can hold bytes that are no text, which Python keeps as half characters that nothing can write; they
+    become "?".
+    """
+    return path.stem.encode(errors="replace").decode()
+
+
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Reads an image file as 8-bit RGB.
 

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,8 @@ LOCK_FILE: Final = ".framer.lock"
 """In a folder that a process writes into; gone when it is done."""
 
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+_POLL_SECONDS: Final = 0.1
 
 _held: dict[Path, int] = {}
 
@@ -51,11 +54,15 @@ def check_apart(option: str, folder: Path, photographs: Iterable[Path], root: Pa
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Makes a folder if needed, and lets no other process that asks for the same write into it meanwhile.
 
     The system releases the lock of a process that ends, however it ends. A folder that was made here and stayed empty
     is removed at the end. In one process, calls for the same folder may be nested.
+
+    Args:
+        folder: What is written into.
+        patience: Seconds to wait for a process that is about to end, such as one that was killed just now.
 
     Raises:
         UserError: Another process writes into the folder, it is a file, or it cannot be written to.
@@ -69,7 +76,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     made = [parent for parent in (place, *place.parents) if not parent.exists()]
     with writing(folder):
         place.mkdir(parents=True, exist_ok=True)
-        lock = _locked(folder, place / LOCK_FILE)
+        lock = _locked(folder, place / LOCK_FILE, patience)
     _held[place] = lock
     try:
         yield
@@ -83,7 +90,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def _locked(folder: Path, path: Path) -> int:
+def _locked(folder: Path, path: Path, patience: float) -> int:
+    give_up = time.monotonic() + patience
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -92,6 +100,9 @@ def _locked(folder: Path, path: Path) -> int:
                 return lock
         except BlockingIOError:
             os.close(lock)
+            if time.monotonic() < give_up:
+                time.sleep(_POLL_SECONDS)
+                continue
             raise UserError(
                 f"another process is writing into {folder}; wait until it has ended, or give another folder"
             ) from None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +16,20 @@ from framer.data.blur_kernels import KernelDraw
 from framer.data.dataset import DEFAULT_MARGIN
 from framer.data.degradation_draws import DegradationDraw, ResizeDraw, StageDraw, draw_degradation
 from framer.data.degradations import Degraded, apply_degradation, degradation_preset, sharpen
-from framer.data.images import ImageError, read_image, resize_bicubic, write_png
+from framer.data.images import ImageError, image_name, read_image, resize_bicubic, write_png
 from framer.data.levels import from_bytes, to_bytes
 from framer.data.noise import NoiseDraw
 from framer.data.presets import PRESETS, DegradationPreset
 from framer.data.samples import Crop, degraded_crop
 from framer.errors import UserError
 from framer.extras import require
+from framer.files import writing
 from framer.lettering import load_font, shorten, wrap
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
+
+logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,6 +72,7 @@ def write_preview(
     presets: Sequence[str] = tuple(PRESETS),
     crops: int = 3,
     draws: int = 2,
+    on_broken: Literal["skip", "error"] = "error",
 ) -> str:
     """Writes a PNG with HR crops beside what each preset makes of them, pixel for pixel.
 
@@ -85,15 +90,15 @@ def write_preview(
         presets: Names of the presets, a column each.
         crops: HR crops.
         draws: Draws of each preset for each crop.
+        on_broken: As in :class:`~framer.data.dataset.RealISRDataset`; `"skip"` goes on to other photographs.
 
     Returns:
         A sentence that says what the sheet shows.
 
     Raises:
-        UserError: There is no photograph, one that is needed cannot be read or is smaller than the crop, a preset is
-            not known, or `crop_size` is no multiple of `scale`.
+        UserError: There is no photograph, one that is needed cannot be read or is smaller than the crop (with `"skip"`:
+            so are all), a preset is not known, `crop_size` is no multiple of `scale`, or the file cannot be written.
         ValueError: Another argument is out of range.
-        OSError: The file cannot be written.
     """
     if min(scale, crops, draws, len(presets)) < 1 or seed < 0:
         raise ValueError(
@@ -106,14 +111,16 @@ def write_preview(
         raise UserError("no photographs to show: the list of files is empty")
     used = [degradation_preset(name) for name in presets]
     order = np.random.default_rng(seed).permutation(len(photographs))
+    shown = _first_usable([Path(photographs[place]) for place in order], crops, crop_size, on_broken)
     blocks = [
-        _block(Path(photographs[order[number % len(order)]]), number, used, crop_size, scale, seed, draws)
-        for number in range(crops)
+        _block(*shown[number % len(shown)], number, used, crop_size, scale, seed, draws) for number in range(crops)
     ]
     title = (
         f"Degradations of {crop_size} x {crop_size} pixels to {crop_size // scale} x {crop_size // scale}, seed {seed}"
     )
-    write_png(path, _drawn(title, [row for block in blocks for row in block]))
+    sheet = _drawn(title, [row for block in blocks for row in block])
+    with writing(path):
+        write_png(path, sheet)
     return (
         f"{crops} crops of {crop_size} x {crop_size} pixels, {draws} draws of each of {', '.join(presets)}; "
         f"every LR pixel is shown as a block."
@@ -159,8 +166,39 @@ def _noise_in_words(noise: NoiseDraw) -> str:
     return f"{colour} Poisson noise x{noise.strength:.2f}"
 
 
+def _first_usable(
+    paths: Sequence[Path], count: int, crop_size: int, on_broken: Literal["skip", "error"]
+) -> list[tuple[Path, Pixels]]:
+    """Reads photographs until there are `count`, or no more."""
+    usable: list[tuple[Path, Pixels]] = []
+    problems: list[str] = []
+    for path in paths:
+        if len(usable) == count:
+            break
+        try:
+            image = read_image(path)
+            height, width = image.shape[:2]
+            if min(height, width) < crop_size:
+                raise ImageError(
+                    f"{path}: {width}x{height} pixels are too few for crops of {crop_size}x{crop_size} pixels"
+                )
+        except ImageError as error:
+            if on_broken == "error":
+                raise
+            problems.append(str(error))
+        else:
+            usable.append((path, image))
+    if not usable:
+        listing = "\n  ".join(problems)
+        raise UserError(f"{len(problems)} of {len(paths)} photographs cannot be used:\n  {listing}")
+    for problem in problems:
+        logger.warning("skipped photograph %s", problem)
+    return usable
+
+
 def _block(
     path: Path,
+    image: Pixels,
     number: int,
     presets: Sequence[DegradationPreset],
     crop_size: int,
@@ -169,14 +207,10 @@ def _block(
     draws: int,
 ) -> list[list[_Tile | None]]:
     """The rows of one crop, a draw each; HR stands in the first, its sharpened version in the second."""
-    image = read_image(path)
-    height, width = image.shape[:2]
-    if min(height, width) < crop_size:
-        raise ImageError(f"{path}: {width}x{height} pixels are too few for crops of {crop_size}x{crop_size} pixels")
     crop = _detailed_crop(image, crop_size, np.random.default_rng((seed, number)))
     zoom = max(1, round(_COMFORTABLE_TILE / crop_size))
     inside = (slice(crop.top, crop.top + crop_size), slice(crop.left, crop.left + crop_size))
-    first = _Tile(image[inside], zoom, f"HR: {path.stem}", (f"{crop_size} x {crop_size} pixels",))
+    first = _Tile(image[inside], zoom, f"HR: {image_name(path)}", (f"{crop_size} x {crop_size} pixels",))
     sharpening = [preset.name for preset in presets if preset.sharpen_target]
     below: list[_Tile | None] = [None] * (draws - 1)
     if sharpening and below:

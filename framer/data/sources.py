@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -156,6 +157,54 @@ def shard_folder(data: DataConfig) -> Path | None:
     """The folder of shards that ``data.train`` names, or None."""
     folder = Path(data.train).expanduser()
     return folder if data.train != BUNDLED and is_shard_folder(folder) else None
+
+
+def with_data_settings(config: TrainConfig) -> TrainConfig:
+    """Completes ``data`` by the texts, shards or photographs that it names.
+
+    After :func:`with_text_settings` and :func:`with_shard_settings`, it has the fingerprint of photographs too.
+
+    Raises:
+        ConfigError: Values were given that contradict what is there.
+        UserError: Something is missing or damaged.
+    """
+    return _with_photograph_settings(with_shard_settings(with_text_settings(config)))
+
+
+def _with_photograph_settings(config: TrainConfig) -> TrainConfig:
+    data = config.data
+    if shard_folder(data) is not None:
+        if data.photographs_fingerprint is not None:
+            raise ConfigError(
+                f"data.photographs_fingerprint is given, but data.train={data.train} holds shards; remove the "
+                "fingerprint, or give the folder of the photographs"
+            )
+        return config
+    found = _photographs_fingerprint(data)
+    if data.photographs_fingerprint not in (None, found):
+        raise ConfigError(
+            f"data.photographs_fingerprint={data.photographs_fingerprint}, but data.train={data.train} has {found}: "
+            "photographs were added, removed, renamed or replaced; bring the former ones back, or, for a new run, "
+            "remove the fingerprint"
+        )
+    return config.model_copy(update={"data": data.model_copy(update={"photographs_fingerprint": found})})
+
+
+def _photographs_fingerprint(data: DataConfig) -> str:
+    root, digest = photograph_root(data), hashlib.sha256()
+    paths = photograph_files(data)
+    for path in paths:
+        # The content of bundled photographs is that of the installed releases, which may change.
+        known = path.name if root is None else f"{path.relative_to(root).as_posix()}\0{_size_of(path)}"
+        digest.update(f"{known}\n".encode(errors="surrogateescape"))
+    return f"{len(paths)} files, SHA-256 {digest.hexdigest()}"
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link, which is named when it is opened
+        return None
 
 
 def with_shard_settings(config: TrainConfig) -> TrainConfig:

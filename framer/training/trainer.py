@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,9 @@ from framer.alignment import attach_heads_of, repa_encoder
 from framer.analysis.history import AlignmentMetrics, LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
+from framer.data.outputs import sole_writer
 from framer.data.samples import Sample
-from framer.data.sources import null_text, with_shard_settings, with_text_settings
+from framer.data.sources import null_text, with_data_settings
 from framer.data.workers import dead_workers_named
 from framer.distill import Framer
 from framer.errors import UserError
@@ -55,6 +57,7 @@ from framer.training.metrics import MetricsLog, StepTime, TrainingStep, last_ste
 from framer.training.partitioning import build_partitioned_model
 from framer.training.preemption import PreemptedError, Preemption
 from framer.training.ranks import max_over_ranks, on_rank_zero, start_distributed
+from framer.training.rendezvous import read_place
 from framer.training.report import write_run_report, write_samples
 from framer.training.run_folder import RunFolder
 from framer.training.schedule import learning_rate
@@ -70,6 +73,9 @@ from framer.training.watchdog import watch_ranks
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
+_PATIENCE_SECONDS: Final = 10.0
+"""A launcher may start a run again while the ranks that it has killed are still ending."""
+
 
 class Trainer:
     """Trains one model as its configuration says.
@@ -84,7 +90,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config = with_shard_settings(with_text_settings(config))
+        self.config = config = with_data_settings(config)
         self.folder = RunFolder(Path(config.output_dir).expanduser())
         check_latents(config)
         self.dataset = build_dataset(config)
@@ -440,6 +446,30 @@ def _sample_flops(config: TrainConfig) -> float | None:
 
 
 def train(config: TrainConfig) -> Path:
-    """Trains as the configuration says; the report's path."""
-    with watch_ranks(config), dead_workers_named():
+    """Trains as the configuration says; the report's path.
+
+    Raises:
+        UserError: As :class:`Trainer` and its ``train``; or another process trains into the folder.
+    """
+    with watch_ranks(config), dead_workers_named(), _alone_in(config):
         return Trainer(config).train()
+
+
+@contextmanager
+def _alone_in(config: TrainConfig) -> Iterator[None]:
+    """Lets no other run write into the folder; rank 0 holds the lock for all."""
+    folder = Path(config.output_dir).expanduser()
+    with ExitStack() as held:
+
+        def lock() -> None:
+            try:
+                held.enter_context(sole_writer(folder, patience=_PATIENCE_SECONDS))
+            except UserError as error:
+                raise UserError(f"output_dir: {error}") from None
+
+        if read_place(os.environ).world_size == 1:
+            lock()
+        else:
+            start_distributed(config.distributed)
+            on_rank_zero(lock)
+        yield

@@ -12,6 +12,8 @@ from framer.config.training import TrainConfig
 from framer.errors import ConfigError, UserError
 
 STATE_FILE = "trainer_state.json"
+PHOTOGRAPHS = "data.photographs_fingerprint"
+"""Not known of runs that are older than it, which go on."""
 # What a continued run may change; anything else would make it another run under the same name.
 _CHANGEABLE = (
     "output_dir",
@@ -119,7 +121,9 @@ def check_same_run(checkpoint: Path, state: TrainerState, expected: TrainerState
     changed = [
         f"{key} {before.get(key)} (now {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(changeable)
+        if before.get(key) != now.get(key)
+        and not key.startswith(changeable)
+        and not (key == PHOTOGRAPHS and before.get(key) is None)
     ]
     if changed:
         raise UserError(

@@ -138,23 +138,27 @@ def analyze(sources: Sequence[Source], photographs: Sequence[Path], folder: Path
         raise next(iter(failures.values()))
     failed = [f"{label} could not be measured: {error}" for label, error in failures.items()]
     sources = [source for source in sources if source.label in measured]
-    _remove_earlier(folder)
-    analysis = Analysis(sources, measured, metrics, tiles.names, folder)
-    sections = [FIGURES[name](analysis) for name in options.figures]
-    header = ("model", "step", "class", "parameters", "layers", "trained for", "weights (SHA-256)", "folder")
-    write_page(
-        folder / REPORT,
-        Page(
-            title=_TITLE + _models(sources),
-            command=options.command,
-            models=Table(header=header, rows=described),
-            images=[_thumbnail(tiles, image) for image in range(len(tiles.names))],
-            images_note=_images_note(tiles, options),
-            settings=_settings(options, tiles),
-            sections=sections,
-            notes=[*failed, *_notes(sources, measured, options)],
-        ),
-    )
+    # Beside an earlier analysis, which stays whole where the disk is too full for the new one.
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".analysis-", dir=folder) as unfinished:
+        analysis = Analysis(sources, measured, metrics, tiles.names, Path(unfinished))
+        sections = [FIGURES[name](analysis) for name in options.figures]
+        header = ("model", "step", "class", "parameters", "layers", "trained for", "weights (SHA-256)", "folder")
+        write_page(
+            Path(unfinished) / REPORT,
+            Page(
+                title=_TITLE + _models(sources),
+                command=options.command,
+                models=Table(header=header, rows=described),
+                images=[_thumbnail(tiles, image) for image in range(len(tiles.names))],
+                images_note=_images_note(tiles, options),
+                settings=_settings(options, tiles),
+                sections=sections,
+                notes=[*failed, *_notes(sources, measured, options)],
+            ),
+        )
+        _remove_earlier(folder)
+        for file in Path(unfinished).iterdir():
+            file.replace(folder / file.name)
     return Outcome(_missing(sections), failed)
 
 

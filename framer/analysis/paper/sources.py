@@ -89,6 +89,8 @@ def find_sources(arguments: Sequence[str], *, labels: Sequence[str], every_step:
         raise UserError(
             f"--labels names {len(labels)} models, but {len(arguments)} are given: one label each, in order"
         )
+    if not all(label.strip() for label in labels):
+        raise UserError("--labels: a label is empty; give a name for each model")
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise UserError(f"--labels: {', '.join(twice)} is given twice; figures could not tell the models apart")

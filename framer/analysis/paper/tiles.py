@@ -11,7 +11,7 @@ from torch import Tensor
 
 from framer.config.data import Degradation
 from framer.data.dataset import heldout_pairs
-from framer.data.images import find_images, read_image
+from framer.data.images import find_images, image_name, read_image
 from framer.data.photographs import bundled_photographs
 from framer.errors import UserError
 
@@ -130,7 +130,7 @@ def _tiles_of_each(paths: list[Path], tile: int, most: int) -> list[int]:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    stems = [path.stem for path in paths]
+    stems = [image_name(path) for path in paths]
     seen: dict[str, int] = {}
     names = []
     for stem in stems:

@@ -171,8 +171,15 @@ def read_embeddings(layout: Layout, paths: Mapping[str, Path], text_shape: tuple
     Raises:
         UserError: A file is damaged, or a tensor has another shape.
     """
-    prompt = read_tensor(paths[PROMPT_EMBEDS], text_shape or (None, layout.prompt_channels))
-    return TextEmbeddings(prompt, read_tensor(paths[POOLED_PROMPT_EMBEDS], (layout.pooled_channels,)))
+    return TextEmbeddings(_read_prompt(layout, paths, text_shape), _read_pooled(layout, paths))
+
+
+def _read_prompt(layout: Layout, paths: Mapping[str, Path], text_shape: tuple[int, int] | None) -> Tensor:
+    return read_tensor(paths[PROMPT_EMBEDS], text_shape or (None, layout.prompt_channels))
+
+
+def _read_pooled(layout: Layout, paths: Mapping[str, Path]) -> Tensor:
+    return read_tensor(paths[POOLED_PROMPT_EMBEDS], (layout.pooled_channels,))
 
 
 def digest_of_embeddings(text: TextEmbeddings) -> EmbeddingsDigest:
@@ -216,8 +223,13 @@ class _Checks(Dataset[CheckedRecord]):
             with _noted(problems):
                 caption = read_caption(record.paths[layout.texts])
         if self.folder.has(PROMPT_EMBEDS):
+            read: list[Tensor] = []
             with _noted(problems):
-                text = digest_of_embeddings(read_embeddings(layout, record.paths, self.text_shape))
+                read.append(_read_prompt(layout, record.paths, self.text_shape))
+            with _noted(problems):
+                read.append(_read_pooled(layout, record.paths))
+            if len(read) == 2:
+                text = digest_of_embeddings(TextEmbeddings(*read))
         for subfolder in (LATENT_HR, LATENT_LR):
             if size is not None and self.folder.has(subfolder):
                 with _noted(problems):

@@ -17,7 +17,7 @@ from framer.data.layouts.base import GT, LATENT_HR, LATENT_LR, LR, LayoutRecord
 from framer.data.layouts.check import CheckedFolder, read_latents
 from framer.data.samples import sample_of_pair
 from framer.data.shards.index import LATENTS
-from framer.data.shards.latents import StoredLatents
+from framer.data.shards.latents import StoredLatents, of_vae_option
 from framer.data.shards.manifest import LatentsDtype, LatentsRecord
 from framer.errors import UserError
 from framer.models.latents import VaeLatents, build_latents, vae_sha256
@@ -53,7 +53,11 @@ class KeptLatents:
     ) -> None:
         self._layout = layout = checked.folder.layout
         self._dtype = _DTYPES[dtype]
-        space = build_latents(ModelConfig(latents="vae", vae=str(vae_folder)), device)
+        try:
+            space = build_latents(ModelConfig(latents="vae", vae=str(vae_folder)), device)
+            sha256 = vae_sha256(vae_folder)
+        except UserError as error:
+            raise of_vae_option(error) from None
         assert isinstance(space, VaeLatents)
         found = (space.shape.channels, space.shape.downscale)
         expected = (layout.latent_channels, layout.latent_downscale)
@@ -63,7 +67,6 @@ class KeptLatents:
                 f"{layout.name} have {expected[0]} at 1/{expected[1]}"
             )
         self._scale = space.scale
-        sha256 = vae_sha256(vae_folder)
         self.record = LatentsRecord(dtype=dtype, channels=expected[0], downscale=expected[1], vae_sha256=sha256)
         self._compare(space, checked, device)
 

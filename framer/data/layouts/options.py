@@ -75,7 +75,12 @@ def check_layout_arguments(arguments: argparse.Namespace) -> None:
 
 
 def layout_source(
-    arguments: argparse.Namespace, folder: Path, device: torch.device, check_earlier: EarlierCheck
+    arguments: argparse.Namespace,
+    folder: Path,
+    device: torch.device,
+    check_earlier: EarlierCheck,
+    *,
+    licence: str | None,
 ) -> LayoutPairs:
     """Checks the folder that ``--from`` names, writes its texts, and gives its pairs.
 
@@ -84,6 +89,7 @@ def layout_source(
         folder: Folder of the shards.
         device: Where models run.
         check_earlier: Called before anything is captioned or encoded.
+        licence: Of the photographs; None where nobody says.
 
     Raises:
         UserError: The folder cannot be converted; see `layout_pairs`.
@@ -101,7 +107,7 @@ def layout_source(
         latents_dtype=arguments.latents_dtype or "fp32",
         device=device,
         workers=layout_workers(arguments),
-        licence=arguments.licence,
+        licence=licence,
     )
     return layout_pairs(arguments.source.expanduser(), LAYOUTS[arguments.layout], folder, options, check_earlier)
 

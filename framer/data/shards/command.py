@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 HELP = "Make training pairs beforehand, or convert pairs, to shards that data.train takes; or verify them."
 
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SHARD_SIZE: Final = 256 * 10**6
+_DEVICE: Final = "cpu"
+_MODES: Final = ("--verify", "--preview", "--evaluation-pairs")
+"""What the command does in the place of writing shards."""
+_OF_WRITING: Final = {
+    **dict.fromkeys(("--output", "--samples", "--workers", "--licence", "--captions", "--text-encoder", "--vae")),
+    **dict.fromkeys(("--latents-dtype", "--from", "--layout", "--degradation")),
+    **dict.fromkeys(("--no-content-check", "--keep-latents"), False),
+    "--shard-size": _SHARD_SIZE,
+    "--device": _DEVICE,
+}
+"""Options that only the writing of shards follows, with their defaults."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=given_path, help="folder of the shards; run again with it, an interrupted command goes on"
     )
     parser.add_argument("--samples", type=int, help="how many samples of the run's stream to write")
-    parser.add_argument("--shard-size", type=parse_size, default="256MB", help="size of a shard, default 256MB")
+    parser.add_argument("--shard-size", type=parse_size, default=_SHARD_SIZE, help="size of a shard, default 256MB")
     parser.add_argument(
         "--workers", type=int, help="processes that make samples; data.workers by default, 1 with --from"
     )
@@ -60,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="diffusers AutoencoderKL whose latents are stored with each sample",
     )
     parser.add_argument("--latents-dtype", choices=("fp32", "fp16"), help="how latents are stored, default fp32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the models run, default cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=_DEVICE, help="where the models run, default cpu")
     parser.add_argument(
         "--verify", type=given_path, metavar="FOLDER", help="compare the hashes of all shards and texts in a folder"
     )
@@ -82,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes or verifies shards, or shows degradations; the exit status."""
+    _check_mode(arguments)
     if arguments.verify is not None:
         return _verify(arguments.verify.expanduser())
     if arguments.preview is not None:
@@ -92,21 +105,24 @@ def run(arguments: argparse.Namespace) -> int:
     config = None if arguments.config is None else load_config(TrainConfig, arguments.config, arguments.overrides)
     folder: Path = arguments.output.expanduser()
     from framer.data.outputs import sole_writer
-    from framer.data.shards.licences import UNKNOWN_LICENCE
+    from framer.data.shards.licences import UNKNOWN_LICENCE, stated_licence
     from framer.data.shards.writer import check_output
 
     with sole_writer(folder):
-        check_output(folder)
+        earlier = check_output(folder)
+        noted = None if earlier is None else stated_licence(earlier.licences)
         device = _device(arguments.device)
         encoder = _latent_encoder(arguments, device)
         if config is None:
-            manifest = _write_layout(arguments, folder, encoder, device)
+            manifest = _write_layout(arguments, folder, encoder, device, noted)
         else:
-            manifest = _write(arguments, config, folder, encoder, device)
+            manifest = _write(arguments, config, folder, encoder, device, noted)
     size = sum(shard.bytes for shard in manifest.shards)
     sys.stdout.write(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB\n")
     if any(licence.licence == UNKNOWN_LICENCE for licence in manifest.licences):
         sys.stdout.write("the licence of the photographs is noted as unknown; --licence says it\n")
+    if arguments.licence is not None and noted not in (None, arguments.licence):
+        sys.stdout.write(f"--licence {arguments.licence} replaces the licence noted before, {noted}\n")
     return 0
 
 
@@ -125,6 +141,24 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--latents-dtype is of the latents that --vae stores; give --vae too")
     if arguments.licence is not None and not arguments.licence.strip():
         raise UserError("--licence must not be empty; leave it out where the licence is unknown")
+
+
+def _check_mode(arguments: argparse.Namespace) -> None:
+    """Refuses two things to do at once, and options of another one than is done."""
+    modes = [mode for mode in _MODES if getattr(arguments, _attribute(mode)) is not None]
+    if not modes:
+        return
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)}: one command does one of these; give one alone")
+    unused = [option for option, default in _OF_WRITING.items() if getattr(arguments, _attribute(option)) != default]
+    if modes == ["--verify"]:
+        unused += [*([] if arguments.config is None else ["--config"]), *arguments.overrides]
+    if unused:
+        raise UserError(f"{', '.join(unused)}: without effect on {modes[0]}; leave it away")
+
+
+def _attribute(option: str) -> str:
+    return "source" if option == "--from" else option.removeprefix("--").replace("-", "_")
 
 
 def _verify(folder: Path) -> int:
@@ -159,7 +193,14 @@ def _preview(arguments: argparse.Namespace) -> int:
         raise UserError(f"--preview {path}: expected a name that ends in .png")
     if path.resolve() in {photograph.resolve() for photograph in photographs} or (root and lies_in(path, root)):
         raise UserError(f"--preview {path} is a photograph or lies in the folder of the photographs; give another path")
-    shown = write_preview(path, photographs, crop_size=data.crop_size, scale=data.scale, seed=config.seed)
+    shown = write_preview(
+        path,
+        photographs,
+        crop_size=data.crop_size,
+        scale=data.scale,
+        seed=config.seed,
+        on_broken=data.on_broken,
+    )
     sys.stdout.write(f"{path}: {shown}\n")
     return 0
 
@@ -209,6 +250,7 @@ def _write(
     folder: Path,
     encoder: LatentEncoder | None,
     device: torch.device,
+    noted: str | None,
 ) -> ShardManifest:
     from framer.data.shards.licences import licences_of
     from framer.data.shards.manifest import TEXTS_FOLDER
@@ -220,7 +262,8 @@ def _write(
     if root is not None and root.resolve() == folder.resolve():
         raise UserError(f"--output {folder} is the folder of the photographs; give another one")
     photographs = open_photographs(config.data, seed=config.seed)
-    licences = licences_of(photographs.paths, bundled=root is None, stated=arguments.licence)
+    kept = noted if root is not None and arguments.licence is None else arguments.licence
+    licences = licences_of(photographs.paths, bundled=root is None, stated=kept)
     source = StreamPairs(photographs, samples=arguments.samples, licences=licences)
     if arguments.captions is not None:
         from framer.data.texts.prepare import captions_kind, prepare_texts
@@ -262,7 +305,11 @@ def _write(
 
 
 def _write_layout(
-    arguments: argparse.Namespace, folder: Path, encoder: LatentEncoder | None, device: torch.device
+    arguments: argparse.Namespace,
+    folder: Path,
+    encoder: LatentEncoder | None,
+    device: torch.device,
+    noted: str | None,
 ) -> ShardManifest:
     from framer.data.shards.writer import check_earlier, write_shards
 
@@ -277,7 +324,8 @@ def _write_layout(
             embedded=embedded,
         )
 
-    source = layout_source(arguments, folder, device, check)
+    licence = noted if arguments.licence is None else arguments.licence
+    source = layout_source(arguments, folder, device, check, licence=licence)
     return write_shards(
         source,
         folder,

@@ -62,7 +62,7 @@ class LatentEncoder:
         try:
             shape, sha256 = latent_shape(self._config), vae_sha256(folder)
         except UserError as error:
-            raise _of_option(error) from None
+            raise of_vae_option(error) from None
         self.record = LatentsRecord(dtype=dtype, channels=shape.channels, downscale=shape.downscale, vae_sha256=sha256)
         self.made_from: dict[str, Any] = {
             "vae": f"SHA-256 {sha256}",
@@ -75,7 +75,7 @@ class LatentEncoder:
         try:
             built = build_latents(self._config, self._device)
         except UserError as error:
-            raise _of_option(error) from None
+            raise of_vae_option(error) from None
         assert isinstance(built, VaeLatents)
         return built
 
@@ -165,5 +165,6 @@ def _fixed_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _of_option(error: UserError) -> UserError:
+def of_vae_option(error: UserError) -> UserError:
+    """An error of loading an autoencoder, that names the command's option in the place of the setting."""
     return UserError(f"--vae: {str(error).removeprefix('model.vae: ')}")

@@ -11,6 +11,13 @@ from framer.data.shards.manifest import LicenceRecord
 from framer.errors import UserError
 
 UNKNOWN_LICENCE: Final = "unknown"
+_ALL: Final = "all"
+
+
+def stated_licence(licences: Sequence[LicenceRecord]) -> str | None:
+    """What a manifest's user said of photographs of their own; None where nothing was said, or they are bundled."""
+    stated = [each.licence for each in licences if each.photographs == _ALL and each.licence != UNKNOWN_LICENCE]
+    return stated[0] if stated else None
 
 
 def licences_of(paths: Sequence[Path], *, bundled: bool, stated: str | None) -> list[LicenceRecord]:
@@ -25,7 +32,7 @@ def licences_of(paths: Sequence[Path], *, bundled: bool, stated: str | None) -> 
         UserError: A licence is stated for the bundled photographs.
     """
     if not bundled:
-        return [LicenceRecord(photographs="all", licence=UNKNOWN_LICENCE if stated is None else stated)]
+        return [LicenceRecord(photographs=_ALL, licence=UNKNOWN_LICENCE if stated is None else stated)]
     if stated is not None:
         raise UserError(
             f"--licence {stated}: the bundled photographs have licences of their own, which the manifest notes; leave "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -166,5 +167,5 @@ def _texts_made_from(texts: PhotographTexts) -> dict[str, Any]:
 def _digest_of_photographs(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+        digest.update(os.fsencode(path.name) + f"\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -19,17 +19,24 @@ def photograph_key(path: Path, root: Path | None) -> str:
         The path below ``root`` without the suffix, with forward slashes; without ``root``, the file's name alone.
 
     Raises:
+        UserError: It is not UTF-8, so that no file of texts can hold it.
         ValueError: The photograph is not below ``root``.
     """
     relative = Path(path.name) if root is None else path.relative_to(root)
-    return relative.with_suffix("").as_posix()
+    key = relative.with_suffix("").as_posix()
+    if key != key.encode(errors="replace").decode():
+        raise UserError(
+            f"the name of the photograph {str(path)!a} is not UTF-8, so that no text can be kept under it; rename "
+            "it, or the folder that it lies in"
+        )
+    return key
 
 
 def photographs_by_key(photographs: Sequence[Path], root: Path | None) -> dict[str, Path]:
     """Photographs by :func:`photograph_key`, in the given order.
 
     Raises:
-        UserError: Two have the same key, so that a text cannot tell which of them it is of.
+        UserError: Two have the same key, so that a text cannot tell which of them it is of; or one's is not UTF-8.
         ValueError: One is not below ``root``.
     """
     found: dict[str, Path] = {}

@@ -19,6 +19,7 @@ from framer.ablation.plan import PlannedRun
 from framer.ablation.results import collect
 from framer.cli import main
 from framer.config.loading import save_config
+from framer.data.sources import with_data_settings
 from framer.errors import UserError
 from framer.evaluation.table import EvaluationRow, write_evaluation
 from framer.training.run_folder import RunFolder
@@ -26,14 +27,14 @@ from framer.training.run_folder import RunFolder
 STEPS = ("training.max_steps=2", "training.batch_size=2")
 
 
-def finish(run: PlannedRun, *, psnr: float, steps: int = 4) -> None:
+def finish(run: PlannedRun, *, psnr: float, steps: int = 4, bicubic: float = 20.0) -> None:
     """Leaves on disk what a finished run leaves."""
     folder = RunFolder(Path(run.config.output_dir))
     folder.create()
     folder.config.write_text(save_config(run.config))
     (folder.root / "report.md").write_text("# report\n")
     folder.metrics.write_text("".join(json.dumps(step_line(step, align=0.5)) + "\n" for step in range(1, 21)))
-    rows = [EvaluationRow(name, 20.0, psnr + add, 0.5, 0.6 + add) for name, add in (("a", -0.1), ("b", 0.1))]
+    rows = [EvaluationRow(name, bicubic, psnr + add, 0.5, 0.6 + add) for name, add in (("a", -0.1), ("b", 0.1))]
     write_evaluation(folder.sample_table(steps), rows)
 
 
@@ -158,8 +159,66 @@ def test_runs_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
     finish(before, psnr=21.0)
     runs.check_same_settings(before)
     (other,) = plan(file, only=("framer",), output=tmp_path / "out", overrides=("optimizer.lr=5e-4",))
+    alike = ("data.workers=3", "training.checkpoint_steps=1", "health.rank_timeout=9", "trackers.tensorboard=true")
+    (same,) = plan(file, only=("framer",), output=tmp_path / "out", overrides=alike)
+    runs.check_same_settings(same)
     with pytest.raises(UserError, match=r"other settings: optimizer\.lr=0\.0005 \(there 0\.001\); choose another"):
         runs.check_same_settings(other)
+
+
+def test_runs_that_were_measured_on_other_images_are_in_no_table(
+    tmp_path: Path, started: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = write_study(tmp_path), tmp_path / "out"
+    none, full = plan(file, output=output)
+    finish(none, psnr=21.0)
+    finish(full, psnr=21.0, bicubic=20.009)
+    assert ablate(file, output) == 0
+    table = (output / "table.md").read_text()
+    finish(full, psnr=21.0, bicubic=20.02)
+    assert ablate(file, output, "--seeds", "1") == 2
+    assert started == []
+    message = capsys.readouterr().err
+    assert f"{full.config.output_dir}: measured on other images than {none.config.output_dir}" in message
+    assert (output / "table.md").read_text() == table
+    # As the message says.
+    (Path(full.config.output_dir) / "report.md").unlink()
+    assert ablate(file, output) == 0
+    assert started == [("framer", 0)]
+
+
+def test_variants_that_choose_their_images_have_a_row_of_bicubic_each(
+    tmp_path: Path, started: list[tuple[str, int]]
+) -> None:
+    variants = {
+        "light": {"title": "light"},
+        "heavy": {"title": "heavy", "overrides": ["data.degradation=heavy"]},
+    }
+    file, output = write_study(tmp_path, variants=variants), tmp_path / "out"
+    light, heavy = plan(file, output=output)
+    finish(light, psnr=21.0)
+    finish(heavy, psnr=21.0, bicubic=18.0)
+    assert ablate(file, output) == 0
+    lines = (output / "table.md").read_text().splitlines()
+    assert "| bicubic, data.degradation=light | 20.00 | 0.5000 | | | |" in lines
+    assert "| bicubic, data.degradation=heavy | 18.00 | 0.5000 | | | |" in lines
+    document = json.loads((output / "table.json").read_text())
+    assert [row["measured_on"] for row in document["variants"]] == ["data.degradation=light", "data.degradation=heavy"]
+
+
+def test_runs_of_other_photographs_are_not_taken_for_these(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    (run,) = plan(
+        write_study(tmp_path), only=("framer",), output=tmp_path / "out", overrides=(f"data.train={tmp_path}",)
+    )
+    finish(run, psnr=21.0)
+    runs.check_same_settings(run)  # an older run, of which it is not known
+    folder_config = RunFolder(Path(run.config.output_dir)).config
+    folder_config.write_text(save_config(with_data_settings(run.config)))
+    runs.check_same_settings(run)
+    (tmp_path / "b.png").write_bytes(b"2")
+    with pytest.raises(UserError, match=r"data.photographs_fingerprint=2 files, SHA-256 \w+ \(there 1 files"):
+        runs.check_same_settings(run)
 
 
 def test_a_run_without_its_report_is_not_finished(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import family_folders
 import pytest
@@ -124,6 +126,7 @@ def test_a_u_net_compares_the_stages_that_it_can_and_names_the_others(
         (["base", "--tile", "63"], "--tile 63 is not a multiple of the scale 4"),
         (["base", "--device", "abacus"], "--device: abacus is no device"),
         (["nowhere"], "nowhere: no such folder"),
+        (["base", "--labels", " "], "--labels: a label is empty"),
     ],
 )
 def test_mistakes_are_told_before_any_model_is_loaded(
@@ -149,7 +152,8 @@ def test_models_of_different_crops_need_a_tile(tmp_path: Path, capsys: pytest.Ca
 def one_image(folder: Path) -> list[object]:
     """A single small tile, the quickest analysis that there is."""
     (folder / "images").mkdir()
-    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(folder / "images" / "gradient.png")
+    image = folder / "images" / os.fsdecode(b"gradient\xff.png")  # a name that is no text is no hindrance
+    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(image)
     return ["--images", folder / "images", "--timesteps", "300"]
 
 
@@ -215,6 +219,23 @@ def test_the_figures_of_an_earlier_analysis_do_not_stay_beside_a_new_report(tmp_
         (out / name).touch()
     assert analyze("base", "-o", out, "--only", "fig9", *images) == 0
     assert {path.name for path in out.iterdir()} == {"report.html", "fig9.png", "fig9.json", "notes.txt"}
+
+
+def test_an_earlier_analysis_stays_whole_where_the_new_one_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out, images = tmp_path / "out", one_image(tmp_path)
+    out.mkdir()
+    (out / "report.html").write_text("<!doctype html><title>FRAMER analysis: earlier</title>")
+    (out / "fig9.png").touch()
+    monkeypatch.setattr(os, "fsync", full)
+    assert analyze("base", "-o", out, "--only", "fig9", *images) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"report.html", "fig9.png"}
+    assert "earlier" in (out / "report.html").read_text()
 
 
 def test_weights_that_are_spoiled_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -46,6 +47,19 @@ def test_a_lock_that_a_killed_process_left_is_taken(tmp_path: Path) -> None:
     with sole_writer(tmp_path):
         pass
     assert names(tmp_path) == []
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(other_process: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            (other_process / LOCK_FILE).unlink()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with sole_writer(other_process, patience=60.0):
+        assert len(waits) == 3
 
 
 def test_folders_that_stayed_empty_are_removed(tmp_path: Path) -> None:

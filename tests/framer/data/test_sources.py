@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from framer.data.shards.manifest import MANIFEST_FILE, read_manifest
 from framer.data.shards.reader import ShardDataset
 from framer.data.shards.stream_pairs import StreamPairs
 from framer.data.shards.writer import write_shards
-from framer.data.sources import open_source, with_shard_settings
+from framer.data.sources import open_source, with_data_settings, with_shard_settings
 from framer.errors import ConfigError, UserError
 
 
@@ -157,6 +158,34 @@ def test_the_completed_configuration_is_checked_again(square: Path) -> None:
 def test_a_fingerprint_without_shards(photos: Path) -> None:
     with pytest.raises(ConfigError, match=r"shards_fingerprint is given, but data\.train=.* holds no shards"):
         with_shard_settings(_config(train=str(photos), shards_fingerprint="0" * 64))
+
+
+def test_photographs_have_a_fingerprint_of_names_and_sizes(tmp_path: Path) -> None:
+    def fingerprint() -> str | None:
+        config = with_data_settings(_config(train=str(tmp_path)))
+        assert with_data_settings(config) == config
+        return config.data.photographs_fingerprint
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"12")
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"1")
+    seen = {fingerprint()}
+    (tmp_path / "a" / "1.png").write_bytes(b"123")
+    seen.add(fingerprint())
+    (tmp_path / "a").rename(tmp_path / "b")
+    seen.add(fingerprint())
+    (tmp_path / "b" / "2.txt").touch()
+    (tmp_path / "b" / "2.jpg").touch()
+    seen.add(fingerprint())
+    assert len(seen) == 4
+    assert fingerprint() in seen
+
+
+def test_a_fingerprint_of_photographs_in_the_place_of_shards(tmp_path: Path, photos: Path) -> None:
+    shards = _shards(photos, tmp_path)
+    with pytest.raises(ConfigError, match=r"photographs_fingerprint is given, but data\.train=.* holds shards"):
+        with_data_settings(_config(train=str(shards), photographs_fingerprint="0"))
 
 
 def test_tar_files_without_a_manifest(tmp_path: Path) -> None:

@@ -149,6 +149,25 @@ def test_a_run_does_not_go_on_with_other_shards(
     assert "is of a run with other settings: data.shards_fingerprint" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_other_photographs(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, step = tmp_path / "photos", tmp_path / "run/checkpoints/step-00000001"
+    folder.mkdir()
+    for path in sorted(photos.glob("*.png"))[:2]:
+        shutil.copy(path, folder)
+    config = str(tiny_config(tmp_path, data={"train": str(folder)}))
+    assert main(["--config", config, "training.max_steps=1"]) == 0
+    capsys.readouterr()
+    (folder / "00.png").rename(folder / "02.png")
+    message = _message(capsys, "--config", config, "training.max_steps=2")
+    assert f"{step} is of a run with other settings: data.photographs_fingerprint 2 files, SHA-256" in message
+    # The run's own configuration says it too.
+    message = _message(capsys, "--config", str(tmp_path / "run/config.yaml"), "training.max_steps=2")
+    assert "data.photographs_fingerprint=2 files, SHA-256" in message
+    assert "photographs were added, removed, renamed or replaced" in message
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_of_a_shard_that_does_not_decode(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], workers: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import resource
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from training_runs import TINY, run_on_ranks, tiny_config, train
 
 from framer.config.loading import build_config
 from framer.config.training import TrainConfig
+from framer.data.outputs import LOCK_FILE
 from framer.errors import UserError
 from framer.training import export
 from framer.training.command import main
@@ -82,6 +84,23 @@ def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     message = _message(capsys, "--config", str(tiny_config(tmp_path)), f"output_dir={tmp_path / 'file' / 'run'}")
     assert "output_dir" in message
     assert str(tmp_path / "file") in message
+
+
+def test_a_folder_that_another_process_trains_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framer.training.trainer._PATIENCE_SECONDS", 0.0)
+    config = str(tiny_config(tmp_path))
+    (tmp_path / "run").mkdir()
+    # The system tells descriptors apart, not processes.
+    with (tmp_path / "run" / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        message = _message(capsys, "--config", config)
+        assert f"output_dir: another process is writing into {tmp_path / 'run'}" in message
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+    # As after a kill: the file is there, and nobody holds it.
+    assert main(["--config", config, "training.max_steps=1"]) == 0
+    assert not (tmp_path / "run" / LOCK_FILE).exists()
 
 
 def test_mistakes_come_before_any_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

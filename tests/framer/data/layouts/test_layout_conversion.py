@@ -240,6 +240,7 @@ def test_latents_that_the_autoencoder_does_not_give(folder: Path, tmp_path: Path
         for path in (folder / kind).iterdir():
             torch.save(torch.zeros(3, 32, 32), path)
     assert "has latents of 4 channels at 1/2 of the size" in refusal(folder, other, keep_latents=True, vae=vae)
+    assert refusal(folder, other, keep_latents=True, vae=Path("/nowhere")).startswith("--vae: /nowhere")
 
 
 def test_options_that_do_not_fit(folder: Path) -> None:
@@ -292,6 +293,7 @@ def test_wrong_tensors_are_named(folder: Path) -> None:
         "prompt_embeds/a": (torch.zeros(TOKENS + 1, 8), f"has shape [{TOKENS + 1}, 8]; expected [{TOKENS}, 8]"),
         "prompt_embeds/b": (torch.zeros(TOKENS, 8, dtype=torch.int64), "expected float32, float16 or bfloat16"),
         "pooled_prompt_embeds/0001": (torch.tensor([0, 1, float("nan"), float("inf")]), "holds 2 values that are inf"),
+        "pooled_prompt_embeds/a": (torch.zeros(3), "has shape [3]; expected [4]"),
         "pooled_prompt_embeds/0002": ({"x": torch.zeros(4)}, "holds a dict; expected a tensor"),
         "latent_hr/0003": (torch.zeros(4, 16, 16), "has shape [4, 16, 16]; expected [4, 32, 32]"),
         "latent_lr/0010": (torch.zeros(2, 4, 32, 32), "has shape [2, 4, 32, 32]; expected [4, 32, 32]"),
@@ -299,7 +301,7 @@ def test_wrong_tensors_are_named(folder: Path) -> None:
     for name, (value, _) in wrong.items():
         torch.save(value, folder / f"{name}.pt")
     message = refusal(folder)
-    assert "6 x files that cannot be used" in message
+    assert "7 x files that cannot be used" in message
     for name, (_, words) in wrong.items():
         assert any(f"{name}.pt" in line and words in line for line in message.splitlines()), name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import NoReturn
@@ -86,6 +87,14 @@ def test_overrides_and_another_fingerprint(config: Path, tmp_path: Path, capsys:
         ),
         (["--config", "/no/such.yaml", "--output", "out", "--samples", "1"], "/no/such.yaml"),
         (["--verify", "/no/such/folder"], "/no/such/folder has no shards.json"),
+        (["--verify", "x", "--preview", "y.png"], "--verify and --preview: one command does one of these"),
+        (["--verify", "x", "--config", "y.yaml", "a=1"], "--config, a=1: without effect on --verify; leave it away"),
+        (["--config", "x.yaml", "--preview", "y.png", "--samples", "0"], "--samples: without effect on --preview"),
+        (
+            ["--config", "x.yaml", "--evaluation-pairs", "OUTPUT", "--vae", "z", "--keep-latents"],
+            "--vae, --keep-latents: without effect on --evaluation-pairs; leave it away",
+        ),
+        (["--verify", "x", "--workers", "0", "--device", "cuda"], "--workers, --device: without effect on --verify"),
         ([*_SOME, "--text-encoder", "x"], "--text-encoder embeds captions; give --captions too"),
         ([*_SOME, "--latents-dtype", "fp16"], "--latents-dtype is of the latents that --vae stores; give --vae too"),
         ([*_SOME, "--licence", " "], "--licence must not be empty"),
@@ -170,6 +179,28 @@ def test_an_unknown_licence_is_said(config: Path, tmp_path: Path, capsys: pytest
     # A note alone: the shards stay as they are.
     assert _shard(config, tmp_path / "shards", "--licence", "CC0-1.0") == 0
     assert [licence.licence for licence in read_manifest(tmp_path / "shards").licences] == ["CC0-1.0"]
+    assert _shard(config, tmp_path / "shards") == 0
+    assert "replaces" not in capsys.readouterr().out
+    assert [licence.licence for licence in read_manifest(tmp_path / "shards").licences] == ["CC0-1.0"]
+    assert _shard(config, tmp_path / "shards", "--licence", "CC-BY-4.0") == 0
+    assert "--licence CC-BY-4.0 replaces the licence noted before, CC0-1.0" in capsys.readouterr().out
+    assert [licence.licence for licence in read_manifest(tmp_path / "shards").licences] == ["CC-BY-4.0"]
+
+
+def test_photographs_whose_names_are_not_text(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path / "photos").iterdir():
+        path.rename(path.with_name(os.fsdecode(b"\xff" + os.fsencode(path.name))))
+    photos = f"data.evaluation={tmp_path / 'photos'}"
+    assert _shard(config, tmp_path / "shards") == 0
+    assert main(["prepare", "--verify", str(tmp_path / "shards")]) == 0
+    for _ in range(2):
+        assert main(["prepare", "--config", str(config), "--evaluation-pairs", str(tmp_path / "pairs"), photos]) == 0
+    names = sorted(path.name for path in (tmp_path / "pairs" / "lr").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "photos").iterdir())
+    assert main(["prepare", "--config", str(config), "--preview", str(tmp_path / "sheet.png")]) == 0
+    capsys.readouterr()
+    assert _shard(config, tmp_path / "texts", "--captions", "null") == 2
+    assert "is not UTF-8, so that no text can be kept under it; rename it" in capsys.readouterr().err
 
 
 def test_the_licences_of_the_bundled_photographs_are_noted(config: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -43,6 +46,36 @@ def test_what_is_missing_is_said(config: Path, tmp_path: Path, capsys: pytest.Ca
     assert "image folder /no/such/folder does not exist" in capsys.readouterr().err
     assert main(["prepare", "--config", str(config), "--preview", sheet, *large]) == 2
     assert "pixels are too few for crops of 4096x4096 pixels" in capsys.readouterr().err
+
+
+def test_broken_photographs_are_skipped_where_the_configuration_says_so(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    photos, sheet = tmp_path / "photos", tmp_path / "sheet.png"
+    write_png(photos / "a.png", np.zeros((64, 64, 3), np.uint8))
+    write_png(photos / "small.png", np.zeros((31, 64, 3), np.uint8))
+    (photos / "broken.png").touch()
+    arguments = ["prepare", "--config", str(config), "--preview", str(sheet), f"data.train={photos}"]
+    assert main(arguments) == 2
+    assert not sheet.exists()
+    assert main([*arguments, "data.on_broken=skip"]) == 0
+    assert "skipped photograph" in caplog.text
+    assert {name for name in ("broken.png", "small.png") if name in caplog.text} == {"broken.png", "small.png"}
+    (photos / "a.png").unlink()
+    assert main([*arguments, "data.on_broken=skip"]) == 2
+    assert "2 of 2 photographs cannot be used" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_with_the_file(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    sheet = tmp_path / "sheet.png"
+    assert main(["prepare", "--config", str(config), "--preview", str(sheet)]) == 2
+    assert f"cannot write {sheet}: No space left on device" in capsys.readouterr().err
 
 
 def test_no_photograph_is_replaced(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
