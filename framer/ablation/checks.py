@@ -7,11 +7,11 @@ from pathlib import Path
 
 from framer.ablation.plan import PlannedRun
 from framer.config.training import TrainConfig
+from framer.data.evaluation_photographs import check_apart, check_crops
 from framer.data.sources import (
-    evaluation_files,
-    open_texts,
     photograph_files,
     shard_folder,
+    training_texts,
     with_shard_settings,
     with_text_settings,
 )
@@ -27,7 +27,7 @@ from framer.models.weights import check_weights
 def check_runs(planned: Sequence[PlannedRun], output: Path) -> None:
     """Looks at what all runs need: their images and texts, their models' folders, and the folder that they go to.
 
-    No image and no weight is read.
+    No weight is read, and of images their headers and sizes, and the content where sizes are equal.
 
     Args:
         planned: The runs that are to be trained.
@@ -54,7 +54,8 @@ def check_runs(planned: Sequence[PlannedRun], output: Path) -> None:
 def _problems(config: TrainConfig) -> list[str]:
     checks: list[Callable[[], object]] = [
         lambda: _check_training_data(config),
-        lambda: evaluation_files(config.data),
+        lambda: check_crops(config),
+        lambda: check_apart(config),
         lambda: _check_model(config),
     ]
     found = []
@@ -68,7 +69,7 @@ def _problems(config: TrainConfig) -> list[str]:
 
 def _check_training_data(config: TrainConfig) -> None:
     with_shard_settings(with_text_settings(config))
-    open_texts(config.data)
+    training_texts(config.data)
     if shard_folder(config.data) is None:
         photograph_files(config.data)
 
