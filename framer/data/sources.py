@@ -152,7 +152,10 @@ def evaluation_files(data: DataConfig) -> list[Path]:
     root = evaluation_root(data)
     if root is None:
         return bundled_photographs("heldout" if data.evaluation == "heldout" else "validation")
-    return find_images(root)
+    try:
+        return find_images(root)
+    except UserError as error:
+        raise UserError(f"data.evaluation: {error}") from None
 
 
 def evaluation_root(data: DataConfig) -> Path | None:

@@ -110,7 +110,7 @@ def test_earlier_runs_of_other_settings_are_not_mixed_in(
     ("override", "message"),
     [
         ("data.train=nowhere", "variant none, framer: image folder nowhere does not exist"),
-        ("data.evaluation=empty", "variant none, framer: image folder empty holds no image"),
+        ("data.evaluation=empty", "variant none, framer: data.evaluation: image folder empty holds no image"),
         ("model.pretrained=nowhere", "variant none, framer: model.pretrained: nowhere/config.json not found"),
         ("data.texts=nowhere", "nowhere"),
         ("data.null_text_probability=0.2", "variant none, framer: data.null_text_probability=0.2, but neither"),
