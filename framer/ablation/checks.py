@@ -7,9 +7,9 @@ from pathlib import Path
 
 from framer.ablation.plan import PlannedRun
 from framer.config.training import TrainConfig
+from framer.data.evaluation_photographs import check_apart, check_crops
 from framer.data.sources import (
-    evaluation_files,
-    open_texts,
+    training_texts,
     with_data_settings,
 )
 from framer.errors import UserError
@@ -24,7 +24,7 @@ from framer.models.weights import check_weights
 def check_runs(planned: Sequence[PlannedRun], output: Path) -> None:
     """Looks at what all runs need: their images and texts, their models' folders, and the folder that they go to.
 
-    No image and no weight is read.
+    No weight is read, and of images their headers and sizes, and the content where sizes are equal.
 
     Args:
         planned: The runs that are to be trained.
@@ -51,7 +51,8 @@ def check_runs(planned: Sequence[PlannedRun], output: Path) -> None:
 def _problems(config: TrainConfig) -> list[str]:
     checks: list[Callable[[], object]] = [
         lambda: _check_training_data(config),
-        lambda: evaluation_files(config.data),
+        lambda: check_crops(config),
+        lambda: check_apart(config),
         lambda: _check_model(config),
     ]
     found = []
@@ -65,7 +66,7 @@ def _problems(config: TrainConfig) -> list[str]:
 
 def _check_training_data(config: TrainConfig) -> None:
     with_data_settings(config)
-    open_texts(config.data)
+    training_texts(config.data)
 
 
 def _check_model(config: TrainConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Final
 from urllib.parse import quote
 
 from framer.errors import UserError
@@ -12,6 +13,8 @@ from framer.evaluation.table import EvaluationRow, escape_cell, markdown_table, 
 from framer.files import write_text
 
 REPORT_NAME = "report.md"
+_HELD_OUT: Final = "held-out photographs"
+_TRAINED_ON: Final = "photographs that may have been trained on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ def write_report(
     evaluation: Sequence[EvaluationRow],
     figures: Sequence[Figure],
     notes: Sequence[str],
+    before: Sequence[EvaluationRow] = (),
+    trained_on: bool = False,
 ) -> Path:
     """Writes ``report.md`` into a run folder, whole or not at all.
 
@@ -49,6 +54,8 @@ def write_report(
         evaluation: A row for each held-out photograph; empty where none were given, and the report says so.
         figures: The pictures, in the order to show.
         notes: Remarks for the reader, each a Markdown paragraph.
+        before: The rows of the same photographs before the first step; empty where they were not measured.
+        trained_on: Whether the photographs may be among those trained on, which the heading then says.
 
     Returns:
         The path of the report.
@@ -62,7 +69,7 @@ def write_report(
         f"# {_one_line(title)}",
         "## What was trained\n\n" + _settings(config_summary),
         f"To run it again:\n\n{_code_block(command)}",
-        "## SR against bicubic on held-out photographs\n\n" + _quality(evaluation),
+        f"## SR against bicubic on {_TRAINED_ON if trained_on else _HELD_OUT}\n\n" + _quality(evaluation, before),
         *(_picture(figure) for figure in figures),
     ]
     if notes:
@@ -86,7 +93,7 @@ def _settings(config_summary: Mapping[str, str]) -> str:
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def _quality(evaluation: Sequence[EvaluationRow]) -> str:
+def _quality(evaluation: Sequence[EvaluationRow], before: Sequence[EvaluationRow]) -> str:
     if not evaluation:
         return "No held-out photographs were evaluated."
     mean = mean_row(evaluation)
@@ -97,6 +104,12 @@ def _quality(evaluation: Sequence[EvaluationRow]) -> str:
         f"Mean SSIM: SR {mean.ssim_sr:.4f}, bicubic {mean.ssim_bicubic:.4f}, gain {mean.ssim_gain:+.4f}. "
         "A gain is SR minus bicubic: above 0, SR is better."
     )
+    if before:
+        started = mean_row(before)
+        summary += (
+            f"\n\nBefore training: SR {started.psnr_sr:.2f} dB and {started.ssim_sr:.4f} on the same crops; training "
+            f"changed that by {mean.psnr_sr - started.psnr_sr:+.2f} dB and {mean.ssim_sr - started.ssim_sr:+.4f}."
+        )
     return f"{summary}\n\n{markdown_table(evaluation)}"
 
 

@@ -85,7 +85,11 @@ class EvaluationConfig(ConfigSection):
     crop_size: Annotated[int, Field(ge=11)] = 256
     """Height and width of an evaluation crop, in pixels; SSIM needs 11."""
     crops_per_photo: PositiveInt = 1
-    """Crops of each photograph: its centre, or several spread evenly over it without overlap."""
+    """Crops of each photograph: its centre, or several spread evenly over it, without overlap; it must have room for
+    them."""
+    allow_training_photographs: bool = False
+    """Take evaluation photographs that are trained on too, which are refused otherwise: for a run that is meant to
+    learn them by heart."""
     seed: NonNegativeInt = 0
     """Seed of the degradation and of the initial noise; independent of ``seed`` so that runs compare."""
     num_inference_steps: PositiveInt = 4

@@ -73,7 +73,8 @@ class TrainingConfig(ConfigSection):
     checkpoint_async: bool = False
     """Write checkpoints in the background; takes CPU memory as large as a rank's files."""
     sample_steps: NonNegativeInt = 0
-    """Steps between sample sheets; 0 writes one at the end only."""
+    """Steps between sample sheets; 0 writes none on the way. There is one at the end, and before the first step where
+    ``model.pretrained`` is given."""
     resume: str = "auto"
     """``auto`` (continue from the newest checkpoint in ``output_dir``, if any), ``never``, or a checkpoint folder."""
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from framer.data.buckets import BucketOrder, CropSize, nearest_bucket
 from framer.data.degradations import degradation_preset
-from framer.data.images import ImageError, image_name, read_image, resize_bicubic
+from framer.data.images import ImageError, image_name, image_size, read_image, resize_bicubic
 from framer.data.samples import Crop, Sample, draw_quarter_turns, make_sample
 from framer.errors import UserError
 from framer.extras import require
@@ -248,8 +248,8 @@ def heldout_pairs(
         The samples, in the order of `paths`, `crops_per_photo` of each.
 
     Raises:
-        UserError: There is no photograph, one cannot be decoded or is too small for its crops, `degradation`
-            is no preset, or `crop_size` is no multiple of `scale`.
+        UserError: There is no photograph, some cannot be decoded or are too small for their crops (each is named),
+            `degradation` is no preset, or `crop_size` is no multiple of `scale`.
         ValueError: Another argument is out of range.
     """
     _check_arguments(crop_size, scale, DEFAULT_MARGIN, seed)
@@ -260,10 +260,15 @@ def heldout_pairs(
     preset = degradation_preset(degradation)
     _use_one_thread()
     samples: list[Sample] = []
+    problems: list[str] = []
     for path in map(Path, paths):
-        image = read_image(path)
-        _check_size(image, CropSize(crop_size, crop_size), path, 1.0)
-        for number, crop in enumerate(_spread_crops(image, crop_size, crops_per_photo, path)):
+        try:
+            image = read_image(path)
+            crops = _spread_crops(image.shape[0], image.shape[1], crop_size, crops_per_photo, path)
+        except ImageError as error:
+            problems.append(str(error))
+            continue
+        for number, crop in enumerate(crops):
             sample = make_sample(
                 image,
                 crop,
@@ -275,7 +280,21 @@ def heldout_pairs(
                 name=image_name(path) if crops_per_photo == 1 else f"{image_name(path)}_{number}",
             )
             samples.append(sample)
+    if problems:
+        listing = "\n  ".join(problems)
+        raise UserError(f"{len(problems)} of {len(paths)} held-out photographs cannot be used:\n  {listing}")
     return samples
+
+
+def check_room(paths: Sequence[Path], *, crop_size: int, crops_per_photo: int) -> list[str]:
+    """What `heldout_pairs` would refuse of photographs by their headers alone; a message for each that is refused."""
+    problems: list[str] = []
+    for path in paths:
+        try:
+            _spread_crops(*image_size(path), crop_size, crops_per_photo, path)
+        except ImageError as error:
+            problems.append(str(error))
+    return problems
 
 
 def heldout_draws(path: Path, number: int, *, seed: int) -> np.random.Generator:
@@ -283,9 +302,8 @@ def heldout_draws(path: Path, number: int, *, seed: int) -> np.random.Generator:
     return np.random.default_rng((_HELDOUT, seed, zlib.crc32(os.fsencode(path.stem)), number))
 
 
-def _spread_crops(image: npt.NDArray[np.uint8], crop_size: int, count: int, path: Path) -> list[Crop]:
-    """Cuts `count` crops without overlap, spread evenly over the image."""
-    height, width = image.shape[:2]
+def _spread_crops(height: int, width: int, crop_size: int, count: int, path: Path) -> list[Crop]:
+    """Places `count` crops without overlap, spread evenly over an image."""
     most_rows, most_columns = height // crop_size, width // crop_size
     # Of the grids with room for all crops, the one with the fewest spare cells, then with the squarest cells.
     grids = [
@@ -294,8 +312,10 @@ def _spread_crops(image: npt.NDArray[np.uint8], crop_size: int, count: int, path
         for columns in range(1, most_columns + 1)
         if rows * columns >= count
     ]
+    if not most_rows * most_columns:
+        raise ImageError(f"{path}: {width}x{height} pixels are too few for crops of {crop_size}x{crop_size} pixels")
     if not grids:
-        raise UserError(
+        raise ImageError(
             f"{path}: {width}x{height} pixels have room for {most_rows * most_columns} crops of "
             f"{crop_size}x{crop_size} pixels without overlap, not for {count}"
         )

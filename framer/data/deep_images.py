@@ -13,11 +13,13 @@ from framer.extras import require
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ORIENTATION: Final = 0x0112
+"""The tag of EXIF and TIFF that says how an image is turned."""
 _COLOURS: Final = {
     f"{channels};16{order}": channels for channels in ("LA", "RGB", "RGBA", "RGBX") for order in ("", "B", "L", "N")
 }
 """Channels by Pillow's names of how files store samples of 16 bits."""
-_ORIENTATION, _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 0x0112, 0x0102, 0x011C
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 0x0102, 0x011C
 
 
 def read_sixteen_bits(opened: Image, path: Path) -> npt.NDArray[np.uint16] | None:
@@ -50,7 +52,7 @@ def read_sixteen_bits(opened: Image, path: Path) -> npt.NDArray[np.uint16] | Non
         visible = (samples != np.asarray(transparent, dtype=np.uint16)).any(axis=2, keepdims=True)
         samples = np.concatenate([samples, np.where(visible, np.uint16(65535), np.uint16(0))], axis=2)
     # Of TIFF files both libraries have applied it, and Pillow no longer names it.
-    samples = upright(samples, int(opened.getexif().get(_ORIENTATION, 1) or 1))
+    samples = upright(samples, int(opened.getexif().get(ORIENTATION, 1) or 1))
     return np.ascontiguousarray(samples)
 
 

@@ -10,12 +10,12 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from framer.data.deep_images import lay_over_white, read_sixteen_bits
+from framer.data.deep_images import ORIENTATION, lay_over_white, read_sixteen_bits
 from framer.errors import UserError
 from framer.extras import require
 from framer.files import replacing
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 """File name suffixes, in lower case, that `find_images` takes for images."""
+
+# Tags of TIFF.
+_WIDTH, _HEIGHT = 0x0100, 0x0101
 
 
 class ImageError(UserError):
@@ -110,6 +113,22 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
             return lay_over_white(samples)
         opened.load()
         return _as_rgb(operations.exif_transpose(opened), path)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width that `read_image` gives a file, told by its header alone.
+
+    Raises:
+        ImageError: The file is missing, empty or not an image; the rest of it may be damaged even so.
+    """
+    image_module = require("PIL.Image", extra="train")
+    path = Path(path)
+    with reading(path), image_module.open(path) as opened:
+        # Of a TIFF the size as it is stored, for releases of Pillow differ in whether that which they name is turned.
+        tags: Any = getattr(opened, "tag_v2", {})
+        width, height = tags.get(_WIDTH, opened.size[0]), tags.get(_HEIGHT, opened.size[1])
+        turned = int(opened.getexif().get(ORIENTATION, 1) or 1) in (5, 6, 7, 8)
+        return (int(width), int(height)) if turned else (int(height), int(width))
 
 
 @contextlib.contextmanager

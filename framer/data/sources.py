@@ -36,13 +36,7 @@ def open_source(data: DataConfig, *, seed: int) -> SampleSource:
         UserError: The folder is missing or empty; photographs are broken, smaller than the crop or without a text; or
             shards are missing or damaged.
     """
-    folder, store = shard_folder(data), open_texts(data)
-    if store is None and data.null_text_probability:
-        raise ConfigError(
-            f"data.null_text_probability={data.null_text_probability}, but neither data.texts nor the shards of "
-            "data.train give texts that could be dropped; name a text store in data.texts, prepare shards with "
-            "texts, or set data.null_text_probability to 0"
-        )
+    folder, store = shard_folder(data), training_texts(data)
     if folder is None:
         photographs = open_photographs(data, seed=seed)
         if store is None:
@@ -81,6 +75,23 @@ def open_texts(data: DataConfig) -> TextStore | None:
     from framer.data.texts.store import TextStore
 
     return TextStore(folder)
+
+
+def training_texts(data: DataConfig) -> TextStore | None:
+    """As :func:`open_texts`, where training can follow ``data.null_text_probability``.
+
+    Raises:
+        ConfigError: Texts are to be dropped, and there are none.
+        UserError: The store is missing or damaged.
+    """
+    store = open_texts(data)
+    if store is None and data.null_text_probability:
+        raise ConfigError(
+            f"data.null_text_probability={data.null_text_probability}, but neither data.texts nor the shards of "
+            "data.train give texts that could be dropped; name a text store in data.texts, prepare shards with "
+            "texts, or set data.null_text_probability to 0"
+        )
+    return store
 
 
 def null_text(data: DataConfig) -> TextEmbeddings | None:
@@ -140,7 +151,10 @@ def evaluation_files(data: DataConfig) -> list[Path]:
     root = evaluation_root(data)
     if root is None:
         return bundled_photographs("heldout" if data.evaluation == "heldout" else "validation")
-    return find_images(root)
+    try:
+        return find_images(root)
+    except UserError as error:
+        raise UserError(f"data.evaluation: {error}") from None
 
 
 def evaluation_root(data: DataConfig) -> Path | None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from framer.features import adapter_for
 from framer.training.checkpoint_choice import choose_checkpoint
 from framer.training.checkpoint_folder import find_checkpoints
 from framer.training.effective_config import effective_config
-from framer.training.evaluation import HeldOut, restore_heldout
+from framer.training.evaluation import HeldOut, evaluations_left, restore_heldout
 from framer.training.export import DTYPES
 from framer.training.metrics import MetricsLog, TrainingStep
 from framer.training.ranks import gather_objects, on_rank_zero, raise_on_all_ranks, start_distributed
@@ -63,11 +64,15 @@ def dry_run(config: TrainConfig, *, verbose: bool = False) -> str:
         _check_steps(steps)
         all_crops = trainer.heldout
         crop = HeldOut(all_crops.names[:1], all_crops.hr[:1], all_crops.lr[:1], all_crops.lr_upsampled[:1])
+        began = time.perf_counter()
         evaluated = restore_heldout(trainer.restoration, crop, trainer.config)
+        crop_seconds = time.perf_counter() - began
         on_rank_zero(lambda: write_samples(trainer.folder, evaluated, step=trainer.step))
         on_rank_zero(lambda: _log(trainer, steps))
         memory = max(gather_objects(_peak_memory(trainer.device)))
-        summary = _summary(trainer, steps, start=start, resumed_from=resumed_from, memory=memory)
+        summary = _summary(
+            trainer, steps, start=start, resumed_from=resumed_from, memory=memory, crop_seconds=crop_seconds
+        )
         if verbose:
             summary += f"DeepSpeed's configuration:\n{effective_config(trainer.engine)}"
     return summary if trainer.rank == 0 else ""
@@ -168,7 +173,15 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _summary(trainer: Trainer, steps: list[TrainingStep], *, start: int, resumed_from: Path | None, memory: int) -> str:
+def _summary(
+    trainer: Trainer,
+    steps: list[TrainingStep],
+    *,
+    start: int,
+    resumed_from: Path | None,
+    memory: int,
+    crop_seconds: float,
+) -> str:
     config = trainer.config
     total, trained = _parameters(trainer)
     latent = config.data.crop_size // trainer.restoration.latents.shape.downscale
@@ -192,6 +205,10 @@ def _summary(trainer: Trainer, steps: list[TrainingStep], *, start: int, resumed
         rows["loss"] = ", ".join("skipped" if at.loss is None else f"{at.loss:.4g}" for at in steps)
     else:
         rows["steps left"] = "none"
+    crops, evaluations = len(trainer.heldout.names), evaluations_left(config, step=start)
+    rows["evaluation"] = (
+        f"{crops} crops x {evaluations} time(s), about {_duration(crops * evaluations * crop_seconds)} in all"
+    )
     width = max(map(len, rows))
     lines = "".join(f"  {name.ljust(width)}  {value}\n" for name, value in rows.items())
     return f"the run would start:\n{lines}"

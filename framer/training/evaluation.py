@@ -12,6 +12,7 @@ from torch import Tensor
 
 from framer.config.training import TrainConfig
 from framer.data.dataset import heldout_pairs
+from framer.data.evaluation_photographs import check_crops
 from framer.data.sources import evaluation_files
 from framer.errors import UserError
 from framer.inference.restore import Restorer
@@ -44,8 +45,9 @@ def load_heldout(config: TrainConfig) -> HeldOut:
     """Degrades the evaluation photographs; the same crops and degradations for every run with the same section.
 
     Raises:
-        UserError: The folder is missing or empty, or a photograph cannot be read or is smaller than the crop.
+        UserError: The folder is missing or empty, or photographs cannot be read or have no room for their crops.
     """
+    check_crops(config)
     pairs = heldout_pairs(
         evaluation_files(config.data),
         crop_size=config.evaluation.crop_size,
@@ -60,6 +62,27 @@ def load_heldout(config: TrainConfig) -> HeldOut:
         torch.stack([pair["lr"] for pair in pairs]),
         torch.stack([pair["lr_upsampled"] for pair in pairs]),
     )
+
+
+def evaluated_before(config: TrainConfig, *, step: int) -> bool:
+    """Whether a run that has taken ``step`` steps is evaluated before the next: at the first, from trained weights.
+
+    So a report tells what training changed from what the weights could before. Random weights can do nothing.
+    """
+    return step == 0 and config.model.pretrained is not None
+
+
+def samples_due(config: TrainConfig, *, step: int) -> bool:
+    """Whether samples are written after ``step`` steps; those of the last step belong to the report."""
+    every = config.training.sample_steps
+    return every > 0 and step > 0 and step % every == 0 and step != config.training.max_steps
+
+
+def evaluations_left(config: TrainConfig, *, step: int) -> int:
+    """How often a run that has taken ``step`` steps will be evaluated until its end."""
+    every, last = config.training.sample_steps, config.training.max_steps
+    between = (last - 1) // every - step // every if every and step < last else 0
+    return int(evaluated_before(config, step=step)) + between + 1
 
 
 def build_restorer(model: RestorationModel, config: TrainConfig) -> Restorer:

@@ -21,7 +21,7 @@ from framer.config.distillation import FramerConfig
 from framer.config.training import TrainConfig
 from framer.distill import Framer
 from framer.evaluation.sheets import SheetRow, write_sample_sheet
-from framer.evaluation.table import EvaluationRow, evaluate, write_evaluation
+from framer.evaluation.table import EvaluationRow, evaluate, read_evaluation, write_evaluation
 from framer.features import adapter_for, without_heads
 from framer.features.heads import HEADS, FeatureHeads
 from framer.models.backbones import backbone_for
@@ -58,7 +58,8 @@ def write_samples(folder: RunFolder, evaluated: Evaluated, *, step: int) -> tupl
     ]
     shown = crops if len(crops) <= SHEET_ROWS else [crops[i * len(crops) // SHEET_ROWS] for i in range(SHEET_ROWS)]
     some = "" if shown is crops else f", {len(shown)} of {len(crops)} crops"
-    caption = write_sample_sheet(sheet, shown, title=f"Evaluation photographs after {step} steps{some}")
+    when = f"after {step} steps" if step else "before training"
+    caption = write_sample_sheet(sheet, shown, title=f"Evaluation photographs {when}{some}")
     write_evaluation(folder.sample_table(step), rows)
     return rows, Figure(path=sheet.relative_to(folder.root), title="Samples", caption=caption)
 
@@ -114,7 +115,18 @@ def write_run_report(
         evaluation=rows,
         figures=figures,
         notes=_notes(config),
+        before=_rows_before(folder, rows),
+        trained_on=config.evaluation.allow_training_photographs,
     )
+
+
+def _rows_before(folder: RunFolder, rows: list[EvaluationRow]) -> list[EvaluationRow]:
+    """The evaluation before the first step, where there was one of the same crops."""
+    table = folder.sample_table(0)
+    before = read_evaluation(table) if table.is_file() else []
+    # A run may go on with another section evaluation.
+    same = [(row.name, row.psnr_bicubic) for row in before] == [(row.name, row.psnr_bicubic) for row in rows]
+    return before if same else []
 
 
 @torch.enable_grad()

@@ -18,6 +18,7 @@ from framer.alignment import attach_heads_of, repa_encoder
 from framer.analysis.history import AlignmentMetrics, LayerMetrics
 from framer.config.loading import save_config
 from framer.config.training import TrainConfig
+from framer.data.evaluation_photographs import check_apart
 from framer.data.outputs import sole_writer
 from framer.data.samples import Sample
 from framer.data.sources import null_text, with_data_settings
@@ -45,7 +46,7 @@ from framer.training.checks import check_compilation, check_latents, check_sizes
 from framer.training.effective_config import effective_config
 from framer.training.ema import Ema
 from framer.training.engine import check_engine, release_gathered, start_engine, step
-from framer.training.evaluation import Evaluated, load_heldout, restore_heldout
+from framer.training.evaluation import Evaluated, evaluated_before, load_heldout, restore_heldout, samples_due
 from framer.training.export import export_model
 from framer.training.forward import ForwardPass
 from framer.training.hardware import memory_use, peak_flops
@@ -101,6 +102,7 @@ class Trainer:
                 check_restoration(folder, config)
         check_engine(config)
         start_distributed(config.distributed)
+        on_rank_zero(lambda: check_apart(config))
         # Before a large model is built.
         check_backend(config)
         if config.deepspeed.zero_stage == 3:
@@ -195,6 +197,8 @@ class Trainer:
         )
         self.model.train()
         try:
+            if evaluated_before(self.config, step=self.step):
+                self._write_samples(log)
             self._write_missed_samples(log)
             while self.step < settings.max_steps:
                 metrics = self._optimizer_step(batches)
@@ -210,7 +214,7 @@ class Trainer:
                     self._save()
                 if stopped_by:
                     raise PreemptedError(stopped_by, self.step)
-                if self._samples_due():
+                if samples_due(self.config, step=self.step):
                     self._write_samples(log)
             progress.close()
             return self._finish(log)
@@ -392,13 +396,11 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(state.get(EMA, {}))
 
-    def _samples_due(self) -> bool:
-        every, last = self.config.training.sample_steps, self.step == self.config.training.max_steps
-        return every > 0 and self.step > 0 and self.step % every == 0 and not last
-
     def _write_missed_samples(self, log: MetricsLog | None) -> None:
         """Writes those of the step resumed from, where the run was stopped before it could."""
-        if self._samples_due() and not on_rank_zero(lambda: self.folder.sample_table(self.step).is_file()):
+        if samples_due(self.config, step=self.step) and not on_rank_zero(
+            lambda: self.folder.sample_table(self.step).is_file()
+        ):
             self._write_samples(log)
 
     @contextmanager

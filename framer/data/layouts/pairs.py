@@ -76,6 +76,7 @@ class LayoutPairs:
                 pooled=store.sizes.pooled,
             )
         self.licences = list(licences)
+        self.photographs: bytes | None = None
         self.made_from = self._made_from(checked)
 
     @property

@@ -252,13 +252,17 @@ def _write(
     device: torch.device,
     noted: str | None,
 ) -> ShardManifest:
+    from framer.data.evaluation_photographs import check_apart, check_crops
     from framer.data.shards.licences import licences_of
     from framer.data.shards.manifest import TEXTS_FOLDER
     from framer.data.shards.stream_pairs import PhotographTexts, StreamPairs
     from framer.data.shards.writer import check_earlier, write_shards
-    from framer.data.sources import open_photographs, photograph_root
+    from framer.data.sources import evaluation_root, open_photographs, photograph_root
 
     root = photograph_root(config.data)
+    if evaluation_root(config.data) is not None:
+        check_crops(config)
+    check_apart(config)
     if root is not None and root.resolve() == folder.resolve():
         raise UserError(f"--output {folder} is the folder of the photographs; give another one")
     photographs = open_photographs(config.data, seed=config.seed)

@@ -55,6 +55,8 @@ class PairSource(Protocol):
         latents: What the source's own latents are; None where it has none.
         texts: The text store that the pairs' rows of text are of; None where they have none.
         licences: Under which terms the photographs are used.
+        photographs: The list of them, see ``framer.data.shards.photographs``; None where pairs are made of no
+            photographs here.
     """
 
     scale: int
@@ -65,6 +67,7 @@ class PairSource(Protocol):
     latents: LatentsRecord | None
     texts: TextsRecord | None
     licences: list[LicenceRecord]
+    photographs: bytes | None
 
     def __len__(self) -> int:
         """Number of pairs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +18,9 @@ from framer.data.dataset import RealISRDataset
 from framer.data.levels import tensor_to_bytes
 from framer.data.shards.manifest import LatentsRecord, LicenceRecord, TextsRecord
 from framer.data.shards.pairs import EncodedPair, encoded_pair, png_bytes
+from framer.data.shards.photographs import MADE_FROM_KEY, made_from_photographs, photograph_list
 from framer.data.texts.keys import photograph_key
 from framer.extras import require
-from framer.files import file_sha256
 
 if TYPE_CHECKING:
     from framer.data.texts.store import TextStore
@@ -79,7 +78,9 @@ class StreamPairs:
         self._texts: PhotographTexts | None = None
         self.texts: TextsRecord | None = None
         self.licences = list(licences)
-        self.made_from = _made_from(dataset)
+        self.photographs: bytes | None = photograph_list(dataset.paths)
+        photographs = made_from_photographs(self.photographs, len(dataset.paths))
+        self.made_from = {MADE_FROM_KEY: photographs} | _made_from(dataset)
         if texts is not None:
             self._take(texts)
 
@@ -135,7 +136,6 @@ def _made_from(dataset: RealISRDataset) -> dict[str, Any]:
     preset = json.dumps(asdict(dataset.degradation), sort_keys=True)
     made_from = {
         "seed": dataset.seed,
-        "photographs": f"{len(dataset.paths)} files, SHA-256 {_digest_of_photographs(dataset.paths)}",
         "data.buckets": [list(bucket) for bucket in dataset.buckets],
         "data.scale": dataset.scale,
         "data.degradation": f"{dataset.degradation.name}, SHA-256 {hashlib.sha256(preset.encode()).hexdigest()}",
@@ -162,10 +162,3 @@ def _texts_made_from(texts: PhotographTexts) -> dict[str, Any]:
         "captions from": texts.kind,
         "texts": None if texts.store is None else f"fingerprint {texts.store.fingerprint}",
     }
-
-
-def _digest_of_photographs(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(os.fsencode(path.name) + f"\0{file_sha256(path)}\n".encode())
-    return digest.hexdigest()

@@ -28,6 +28,7 @@ from framer.data.shards.manifest import (
     parse_manifest,
 )
 from framer.data.shards.pairs import EncodedPair, PairSource, sample_of_files
+from framer.data.shards.photographs import PHOTOGRAPHS_FILE
 from framer.data.shards.verify import is_intact
 from framer.data.workers import leave_signals_to_parent, loaded
 from framer.errors import UserError
@@ -139,6 +140,8 @@ def write_shards(
         shards = _write_all(source, folder, manifest, earlier, encoder=encoder, shard_size=shard_size, workers=workers)
         manifest = manifest.model_copy(update={"shards": shards})
         manifest.check_complete()
+        if source.photographs is not None:
+            write_bytes(folder / PHOTOGRAPHS_FILE, source.photographs)
         write_text(folder / MANIFEST_FILE, manifest_text(manifest))
         (folder / UNFINISHED_FILE).unlink()
         sync_folder(folder)

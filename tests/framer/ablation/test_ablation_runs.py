@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ablation_cases import plan, write_study
 from training_metrics import step_line
@@ -19,6 +20,7 @@ from framer.ablation.plan import PlannedRun
 from framer.ablation.results import collect
 from framer.cli import main
 from framer.config.loading import save_config
+from framer.data.images import write_png
 from framer.data.sources import with_data_settings
 from framer.errors import UserError
 from framer.evaluation.table import EvaluationRow, write_evaluation
@@ -109,9 +111,12 @@ def test_earlier_runs_of_other_settings_are_not_mixed_in(
     ("override", "message"),
     [
         ("data.train=nowhere", "variant none, framer: image folder nowhere does not exist"),
-        ("data.evaluation=empty", "variant none, framer: image folder empty holds no image"),
+        ("data.evaluation=empty", "variant none, framer: data.evaluation: image folder empty holds no image"),
         ("model.pretrained=nowhere", "variant none, framer: model.pretrained: nowhere/config.json not found"),
         ("data.texts=nowhere", "nowhere"),
+        ("data.null_text_probability=0.2", "variant none, framer: data.null_text_probability=0.2, but neither"),
+        ("evaluation.crop_size=512", "evaluation.crop_size=512, evaluation.crops_per_photo="),
+        ("data.train=photographs data.evaluation=photographs", "1 of 1 photographs are trained on too"),
     ],
 )
 def test_what_no_run_could_start_with_is_told_before_the_first(
@@ -124,7 +129,8 @@ def test_what_no_run_could_start_with_is_told_before_the_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    assert ablate(write_study(tmp_path), tmp_path / "out", override) == 2
+    write_png(tmp_path / "photographs" / "a.png", np.zeros((256, 256, 3), np.uint8))
+    assert ablate(write_study(tmp_path), tmp_path / "out", *override.split()) == 2
     assert not started
     errors = capsys.readouterr().err
     assert message in errors

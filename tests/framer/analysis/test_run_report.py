@@ -48,6 +48,20 @@ def test_the_report_shows_settings_command_table_and_notes(run_folder: Path) -> 
     assert "Losses of steps 1 to 10." in text
 
 
+def test_what_training_changed_is_told_from_what_it_began_with(run_folder: Path) -> None:
+    before = [EvaluationRow("coffee", 24.0, 25.0, 0.70, 0.74), EvaluationRow("cat", 26.0, 25.6, 0.80, 0.79)]
+    text = report(run_folder, before=before)
+    line = "Before training: SR 25.30 dB and 0.7650 on the same crops; training changed that by -0.05 dB and +0.0050."
+    assert line in text
+    assert "Before training" not in report(run_folder)
+
+
+def test_the_heading_says_what_was_measured_on(run_folder: Path) -> None:
+    assert "## SR against bicubic on held-out photographs\n" in report(run_folder)
+    text = report(run_folder, trained_on=True)
+    assert "## SR against bicubic on photographs that may have been trained on\n" in text
+
+
 def test_every_link_leads_to_a_file(run_folder: Path) -> None:
     links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report(run_folder))
     assert [unquote(link) for link in links] == [str(SHEET.path), str(PLOT.path)]

@@ -320,8 +320,12 @@ def test_heldout_crops_do_not_overlap(tmp_path: Path, count: int) -> None:
 
 def test_heldout_photograph_without_room(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.png", 70, 100)
-    with pytest.raises(UserError, match=r"a\.png: 100x70 pixels have room for 6 crops of 32x32 .* not for 7"):
-        heldout_pairs([path], crop_size=32, crops_per_photo=7)
+    other = _write(tmp_path / "b.png", 64, 95)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a\.png: 100x70 pixels have room for 6 crops of 32x32 .* not for 7") as caught:
+        heldout_pairs([path, other, tmp_path / "c.png"], crop_size=32, crops_per_photo=7)
+    assert str(caught.value).startswith("3 of 3 held-out photographs cannot be used:")
+    assert "b.png: 95x64 pixels have room for 4 crops" in str(caught.value)
     with pytest.raises(UserError, match=r"a\.png: 100x70 pixels are too few for crops of 80x80"):
         heldout_pairs([path], crop_size=80)
     with pytest.raises(ValueError, match="crops_per_photo must be at least 1, got 0"):

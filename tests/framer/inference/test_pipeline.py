@@ -172,7 +172,7 @@ def test_the_empty_text_of_an_export_is_seen_and_saved(latent_export: Path, tmp_
     shutil.copytree(latent_export / "export", tmp_path / "export")
     settings = json.loads((tmp_path / "export/restoration.json").read_text())
     write_text_embeddings(tmp_path / "export/null.safetensors", TextEmbeddings(torch.full((3, 16), 2.0), None))
-    settings |= {"text_embeddings": None, "null_text": "null.safetensors"}
+    settings |= {"text_embeddings": None, "null_text": "null.safetensors", "text_tokens": 3}
     (tmp_path / "export/restoration.json").write_text(json.dumps(settings))
     FramerUpscalePipeline.from_export(tmp_path / "export").save_pretrained(tmp_path / "saved")
     again = FramerUpscalePipeline.from_pretrained(tmp_path / "saved")

@@ -15,6 +15,7 @@ from framer.config.loading import build_config
 from framer.config.training import TrainConfig
 from framer.training.command import main
 from framer.training.dry_run import checkpoint_bytes
+from framer.training.evaluation import evaluated_before, evaluations_left, samples_due
 from framer.training.trainer import Trainer
 
 
@@ -43,6 +44,19 @@ def test_a_new_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summary["steps left"].startswith("4, about ")
     assert len(summary["loss"].split(", ")) == 2
     assert "images/s" in summary["step"]
+    assert summary["evaluation"].startswith("4 crops x 1 time(s), about ")
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "step", "times"), [(None, 0, 4), (None, 5, 3), (None, 19, 1), (None, 20, 1), ("base", 0, 5)]
+)
+def test_how_often_a_run_is_evaluated(pretrained: str | None, step: int, times: int) -> None:
+    training = {"max_steps": 20, "sample_steps": 5}
+    sections = {"output_dir": "x", "training": training, "model": {"pretrained": pretrained}}
+    config = build_config(TrainConfig, sections, source="a test")
+    assert evaluations_left(config, step=step) == times
+    between = sum(samples_due(config, step=at) for at in range(step + 1, 21))
+    assert times == between + 1 + evaluated_before(config, step=step)
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,30 @@ def test_signal_while_evaluating(
     assert sheets == [f"step-{at:08d}.png" for at in sorted({step, 6})]
 
 
+def test_the_evaluation_before_the_first_step_changes_nothing_and_can_be_left(
+    tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"pretrained": str(uninterrupted / "run/export")}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainers, "evaluated_before", lambda config, *, step: False)
+        assert main(["--config", str(tiny_config(tmp_path / "without", training=SETTINGS, model=model))]) == 0
+    config = str(tiny_config(tmp_path, training=SETTINGS, model=model))
+    restore = Restorer.__call__
+
+    def send_and_restore(self: Restorer, *arguments: object, **settings: object) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return restore(self, *arguments, **settings)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Restorer, "__call__", send_and_restore)
+        assert main(["--config", config]) == 75
+    assert "stopped by SIGTERM at step 0; the same command continues" in capsys.readouterr().err
+    assert _checkpoints(tmp_path) == []
+    assert main(["--config", config]) == 0
+    _assert_equal(tmp_path, tmp_path / "without")
+    assert (tmp_path / "run/samples/step-00000000.json").is_file()
+
+
 _SIGNAL_ONE_RANK = """
 import os, signal, sys
 from framer.training.command import main

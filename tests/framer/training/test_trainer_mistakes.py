@@ -74,6 +74,16 @@ def test_image_smaller_than_the_crop(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "32x32" in message
 
 
+def test_evaluation_photographs_that_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (80, 80), "red").save(tmp_path / "photos" / "both.png")
+    both = [f"data.train={tmp_path / 'photos'}", f"data.evaluation={tmp_path / 'photos'}"]
+    for command in ([], ["--dry-run"]):
+        message = _message(capsys, "--config", str(tiny_config(tmp_path)), *command, *both)
+        assert f"1 of 1 photographs are trained on too, for they are in data.train={tmp_path / 'photos'}" in message
+        assert "evaluation.allow_training_photographs=true" in message
+
+
 def test_missing_pretrained_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = _message(capsys, "--config", str(tiny_config(tmp_path)), "model.pretrained=/no/such/model")
     assert "/no/such/model" in message

@@ -96,8 +96,17 @@ def test_export_loads_in_diffusers_alone(run: Path) -> None:
 
 def test_trains_on_from_its_own_export(run: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, model={"pretrained": str(run / "export")}, training={"max_steps": 1})
-    result = train("--config", str(config))
+    result = train("--config", str(config), "evaluation.allow_training_photographs=true")
     assert result.returncode == 0, result.stderr
+    # What it began with is what the run before ended with, and is told from what one more step changed.
+    begun, ended = tmp_path / "run/samples/step-00000000.json", run / "samples/step-00000004.json"
+    assert json.loads(begun.read_text()) == json.loads(ended.read_text())
+    mean = json.loads(begun.read_text())["mean"]["psnr_sr"]
+    report = (tmp_path / "run/report.md").read_text()
+    assert f"Before training: SR {mean:.2f} dB" in report
+    assert "## SR against bicubic on photographs that may have been trained on" in report
+    assert not (run / "samples/step-00000000.json").exists()  # from random weights
+    assert "Before training" not in (run / "report.md").read_text()
 
 
 def test_without_framer(tmp_path: Path) -> None:

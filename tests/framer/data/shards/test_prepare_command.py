@@ -100,13 +100,17 @@ def test_overrides_and_another_fingerprint(config: Path, tmp_path: Path, capsys:
         ([*_SOME, "--licence", " "], "--licence must not be empty"),
         ([*_SOME, "--vae", "/no/such"], "--vae: /no/such/config.json not found"),
         ([*_SOME, "--licence", "CC0-1.0", "data.train=bundled", "data.buckets=[]"], "--licence CC0-1.0: the bundled"),
+        ([*_SOME, "data.evaluation=PHOTOS", "evaluation.crop_size=32"], "photographs are trained on too"),
+        ([*_SOME, "data.evaluation=PHOTOS"], "evaluation.crop_size=256, evaluation.crops_per_photo=1); name a folder"),
     ],
 )
 def test_mistakes(
     arguments: list[str], message: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"CONFIG": str(config), "OUTPUT": str(tmp_path / "out")}
-    assert main(["prepare", *(places.get(argument, argument) for argument in arguments)]) == 2
+    places = {"CONFIG": config, "OUTPUT": tmp_path / "out", "PHOTOS": tmp_path / "photos"}
+    for place, path in places.items():
+        arguments = [argument.replace(place, str(path)) for argument in arguments]
+    assert main(["prepare", *arguments]) == 2
     assert not (tmp_path / "out").exists()
     error = capsys.readouterr().err
     assert error.startswith("error: ")

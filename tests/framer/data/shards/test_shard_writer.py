@@ -24,6 +24,7 @@ from framer.data.images import write_png
 from framer.data.outputs import LOCK_FILE
 from framer.data.shards import writer
 from framer.data.shards.manifest import MANIFEST_FILE, UNFINISHED_FILE, read_manifest
+from framer.data.shards.photographs import PHOTOGRAPHS_FILE
 from framer.data.shards.stream_pairs import StreamPairs
 from framer.data.shards.writer import write_shards
 from framer.errors import UserError
@@ -36,7 +37,7 @@ def test_the_folder_is_what_the_manifest_says(shards: Path) -> None:
     assert sum(bucket.samples for bucket in manifest.buckets) == 23
     assert (manifest.scale, manifest.degradation, manifest.crop_size) == (4, "light", 32)
     names = {shard.file for shard in manifest.shards} | {shard.index_file for shard in manifest.shards}
-    assert {path.name for path in shards.iterdir()} == names | {MANIFEST_FILE}
+    assert {path.name for path in shards.iterdir()} == names | {MANIFEST_FILE, PHOTOGRAPHS_FILE}
     assert len(manifest.shards) >= 4
     assert sorted(shard.file for shard in manifest.shards) == [f"{i:06d}.tar" for i in range(len(manifest.shards))]
     assert all(shard.bytes < 60_000 for shard in manifest.shards)
