@@ -62,14 +62,3 @@ def test_an_installation_has_the_version_and_every_notice(tmp_path: Path) -> Non
     metadata = message_from_string((folder / "METADATA").read_text())
     assert metadata["Version"] == framer.__version__
     assert sorted(metadata.get_all("License-File", [])) == notices
-
-
-def test_the_readme_of_the_base_credits_every_photograph_it_saw() -> None:
-    from framer.data.photographs import BUNDLED
-
-    text = (ROOT / "framer/assets/base/README.md").read_text()
-    for photograph in BUNDLED:
-        if photograph.split == "train":
-            row = next(line for line in text.splitlines() if line.startswith(f"| {photograph.name} |"))
-            assert photograph.credit in row
-            assert photograph.source in row
