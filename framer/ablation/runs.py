@@ -17,7 +17,7 @@ from framer.ablation.plan import PlannedRun
 from framer.analysis.report import REPORT_NAME
 from framer.config.loading import load_config
 from framer.config.training import TrainConfig
-from framer.data.sources import with_data_settings
+from framer.data.sources import with_data_settings, with_shard_settings, with_text_settings
 from framer.errors import UserError
 from framer.files import writing
 from framer.training.preemption import SIGNALS
@@ -34,6 +34,7 @@ _ALIKE: Final = (
     "training.checkpoint_",
     "training.checkpoints_kept",
     "training.sample_steps",
+    "evaluation.allow_training_photographs",
     "distributed.",
     "health.",
     "trackers.",
@@ -63,14 +64,24 @@ def check_same_settings(run: PlannedRun) -> None:
         return
     found = _comparable(load_config(TrainConfig, folder.config).model_dump(mode="json"))
     # The trainer writes down what photographs and stores of pairs and texts add.
-    wanted = _comparable(with_data_settings(run.config).model_dump(mode="json"))
+    wanted = _comparable(_as_written_down(run).model_dump(mode="json"))
     differing = [
         f"{key}={wanted.get(key)} (there {found.get(key)})"
         for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key) and not (key == PHOTOGRAPHS and found.get(key) is None)
+        if found.get(key) != wanted.get(key) and not (key == PHOTOGRAPHS and None in (found.get(key), wanted.get(key)))
     ]
     if differing:
         raise UserError(f"{folder.root} holds a run of other settings: {', '.join(differing)}; choose another --output")
+
+
+def _as_written_down(run: PlannedRun) -> TrainConfig:
+    """A run's configuration as the trainer completes it; a finished run's photographs need not be there any more."""
+    try:
+        return with_data_settings(run.config)
+    except UserError:
+        if not is_finished(run):
+            raise
+        return with_shard_settings(with_text_settings(run.config))
 
 
 def train(run: PlannedRun, launcher: Launcher, launcher_arguments: Sequence[str] = ()) -> int:

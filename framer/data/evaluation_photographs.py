@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from framer.files import file_sha256
 from framer.listing import some_of
 
 _NAMED: Final = 3
+_BEGINNING: Final = 2**16
 
 
 def check_crops(config: TrainConfig) -> None:
@@ -39,8 +41,8 @@ def check_crops(config: TrainConfig) -> None:
 def check_apart(config: TrainConfig) -> None:
     """Refuses photographs that are trained on: the same files, or files of the same content.
 
-    Of photographs in ``data.train``, those of a size in bytes that comes in ``data.evaluation`` are read; shards have
-    the hashes of theirs. Shards of other projects' pairs do not, and are not looked at.
+    Of photographs in ``data.train``, those whose size in bytes and beginning come in ``data.evaluation`` are read;
+    shards have the hashes of theirs. Shards of other projects' pairs do not, and are not looked at.
 
     Raises:
         UserError: A folder is missing or empty, or a photograph is in both; names the first few.
@@ -71,13 +73,15 @@ def _in_both(evaluation: list[Path], training: list[Path]) -> list[str]:
         size = _size(path)
         if size in of_size:
             of_size[size].append(path)
-    content = functools.cache(_content)
+    beginning, content = functools.cache(_beginning), functools.cache(_content)
     both = []
     for path, size in sizes.items():
         others = [] if size is None else of_size[size]
         same = next((other for other in others if path.samefile(other)), None)
         if same is None:
-            same = next((other for other in others if content(path) == content(other) is not None), None)
+            # Uncompressed crops are all of one size; of most the beginning tells them apart.
+            alike = (other for other in others if beginning(path) == beginning(other))
+            same = next((other for other in alike if content(path) == content(other) is not None), None)
         if same is not None:
             both.append(str(path) if same == path else f"{path} (there {same})")
     return both
@@ -87,6 +91,12 @@ def _in_both(evaluation: list[Path], training: list[Path]) -> list[str]:
 def _size(path: Path) -> int | None:
     with contextlib.suppress(OSError):
         return path.stat().st_size
+    return None
+
+
+def _beginning(path: Path) -> bytes | None:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return hashlib.sha256(file.read(_BEGINNING)).digest()
     return None
 
 

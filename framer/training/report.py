@@ -115,7 +115,7 @@ def write_run_report(
         evaluation=rows,
         figures=figures,
         notes=_notes(config),
-        before=_rows_before(folder, rows),
+        before=[] if config.model.pretrained is None else _rows_before(folder, rows),
         trained_on=config.evaluation.allow_training_photographs,
     )
 

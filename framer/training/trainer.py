@@ -467,7 +467,9 @@ def _alone_in(config: TrainConfig) -> Iterator[None]:
             try:
                 held.enter_context(sole_writer(folder, patience=_PATIENCE_SECONDS))
             except UserError as error:
-                raise UserError(f"output_dir: {error}") from None
+                raise UserError(
+                    f"output_dir: {error}; of a machine that crashed, a file server may keep the lock for minutes"
+                ) from None
 
         if read_place(os.environ).world_size == 1:
             lock()

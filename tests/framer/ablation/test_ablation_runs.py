@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -224,6 +225,12 @@ def test_runs_of_other_photographs_are_not_taken_for_these(tmp_path: Path) -> No
     runs.check_same_settings(run)
     (tmp_path / "b.png").write_bytes(b"2")
     with pytest.raises(UserError, match=r"data.photographs_fingerprint=2 files, SHA-256 \w+ \(there 1 files"):
+        runs.check_same_settings(run)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).unlink()
+    runs.check_same_settings(run)  # a finished run is tabulated without its photographs
+    (folder_config.parent / "report.md").unlink()
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         runs.check_same_settings(run)
 
 

@@ -23,6 +23,7 @@ from framer.data.shards.photographs import PHOTOGRAPHS_FILE
 from framer.data.shards.stream_pairs import StreamPairs
 from framer.data.shards.writer import write_shards
 from framer.errors import UserError
+from framer.files import file_sha256
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TRAINING = sorted(path for path in CONFIGS.rglob("*.yaml") if "output_dir" in yaml.safe_load(path.read_text()))
@@ -74,6 +75,27 @@ def test_the_size_in_a_header_is_that_of_the_image(tmp_path: Path, suffix: str, 
     path = tmp_path / f"a.{suffix}"
     Image.new("RGB", (24, 16)).save(path, exif=exif)
     assert image_size(path) == read_image(path).shape[:2]
+
+
+def test_photographs_of_one_size_are_told_apart_by_their_beginnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(4):
+        photograph(tmp_path / f"photos/{seed}.png", seed=seed)
+    photograph(tmp_path / "other/a.png", seed=4)
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr("framer.data.evaluation_photographs.file_sha256", counted)
+    check_apart(config_of(tmp_path / "photos", tmp_path / "other"))
+    assert not read
+    shutil.copy(tmp_path / "photos/3.png", tmp_path / "other/b.png")
+    with pytest.raises(UserError, match=r"b\.png \(there .*3\.png\)"):
+        check_apart(config_of(tmp_path / "photos", tmp_path / "other"))
+    assert len(read) == 2
 
 
 def test_photographs_that_are_trained_on_are_refused(tmp_path: Path) -> None:

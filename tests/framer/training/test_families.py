@@ -265,7 +265,7 @@ def test_weights_that_are_not_finite_end_the_run_with_a_message(
 def test_200_steps_on_the_photographs(name: str, tmp_path: Path) -> None:
     family = Family(tmp_path, name)
     if name == "framer_u score":
-        # Its value is the size of a gradient, which need not fall, least of all a random base's: what falls is the rest.
+        # Its value is the size of a gradient, which need not fall, least of all a random base's; the rest should.
         family.sections["objective"]["csd_weight"] = 0.1
     for steps in (100, 200):
         training = {"max_steps": steps, "batch_size": 4, "checkpoint_steps": 50}
