@@ -64,7 +64,7 @@ class Upscaler:
         return len(self.restorer.grid(*self.padded_size(height, width)))
 
     def memory(self, height: int, width: int) -> int:
-        """Bytes that an image of this size takes at most, beside the model and its tiles, see docs/upscale.md."""
+        """About the most bytes that an image of this size takes beside model and tiles, see docs/upscale.md."""
         high, wide = self.padded_size(height, width)
         images = _IMAGES if self.restorer.latents.vae is None else _IMAGES_OF_AUTOENCODERS
         # Transparency is one more channel, of the result and of the image that is read.
